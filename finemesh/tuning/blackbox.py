@@ -1,0 +1,256 @@
+"""The seam: a job (method, point, steps, seed, folder) goes in, an outcome comes out. One object a worker process.
+
+The base model stays loaded; a trial that breaks anything costs only itself (the model is loaded afresh).
+"""
+
+import gc
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from transformers import PreTrainedModel
+
+from finemesh.trial import Job, Outcome, write_outcome
+from finemesh.tuning.data.batches import Encoded, encode
+from finemesh.tuning.data.formats import Example
+from finemesh.tuning.data.split import read_split
+from finemesh.tuning.evaluation.generation import answers
+from finemesh.tuning.evaluation.loss import Evaluation, evaluate
+from finemesh.tuning.memory import MB, PeakMemory
+from finemesh.tuning.methods import METHODS, Context, Method, Point
+from finemesh.tuning.models import context_length, load_model, load_tokenizer
+from finemesh.tuning.task import Task
+from finemesh.tuning.training import CurveLine, Diverged, Plan, fine_tune
+
+Report = Callable[[Mapping[str, Any]], None]
+VALIDATION_SHARE = 0.25  # of the training work, at most, goes into validating along the way
+FORWARD_SHARE = 1 / 3  # of a training step's work is its forward pass
+
+
+class Infeasible(Exception):
+    """A constraint is broken for certain; `numbers` are the outcome's so far."""
+
+    def __init__(self, message: str, numbers: Mapping[str, Any]) -> None:
+        super().__init__(message)
+        self.numbers = numbers
+
+
+@dataclass(frozen=True)
+class Split:
+    examples: tuple[Example, ...]
+    rows: tuple[Encoded, ...]
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(row.input_ids) for row in self.rows)
+
+
+class Blackbox:
+    """`tune` runs a trial; `evaluate` and `answer` look at what trials saved, in float32 and reloaded as anyone would."""
+
+    def __init__(self, task: Task) -> None:
+        torch.set_num_threads(task.threads)
+        self.task = task
+        self.tokenizer = load_tokenizer(task.source)
+        self.accelerator = Accelerator(mixed_precision=task.precision.mixed_precision)
+        self.train, self.validation = self._split("train"), self._split("validation")
+        self._model: PreTrainedModel | None = self._load(task.precision.dtype)
+        self.base_validation_loss = self._evaluate(self.model, self.validation.rows).loss
+        with PeakMemory() as memory:
+            self.base_memory_mb = memory.base_mb
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The base model, untouched."""
+        if self._model is None:
+            gc.collect()
+            self._model = self._load(self.task.precision.dtype)
+        return self._model
+
+    @cached_property
+    def test(self) -> Split:
+        return self._split("test")
+
+    @cached_property
+    def exact_model(self) -> PreTrainedModel:
+        """The base model in float32, for the losses of the report."""
+        return self._load(torch.float32)
+
+    def tune(self, job: Job, report: Report = lambda line: None) -> Outcome:
+        """Run the trial, write its outcome.json and give the outcome back. Raises nothing that a trial can do wrong."""
+        job.folder.mkdir(parents=True, exist_ok=True)
+        base = Outcome(job.number, "failed", job.method, dict(job.hyperparameters), job.seed, job.steps,
+                       base_memory_mb=round(self.base_memory_mb, 1))
+        start = time.monotonic()
+        try:
+            outcome = self._tuned(job, base, report)
+        except Infeasible as reason:
+            outcome = replace(base, state="infeasible", error=str(reason), **reason.numbers)
+        except (Diverged, ScoredTokensDiffer) as reason:
+            outcome = replace(base, error=str(reason))
+        except Exception as error:
+            state = "infeasible" if _out_of_memory(error) else "failed"
+            message = str(error).strip().split("\n")[0]
+            outcome = replace(base, state=state, error=f"{type(error).__name__}: {message}")  # type: ignore[arg-type]
+            with open(job.folder / "log.txt", "a", encoding="utf-8") as log:
+                traceback.print_exc(file=log)
+        if not outcome.seconds:
+            outcome = replace(outcome, seconds=round(time.monotonic() - start, 3))
+        outcome = replace(outcome, constraints=_violations(outcome, job.constraints) or outcome.constraints)
+        if outcome.state == "complete" and any(excess > 0 for excess in outcome.constraints.values()):
+            outcome = replace(outcome, state="infeasible", error=_broken(outcome, job.constraints))
+        if outcome.state not in ("complete", "pruned"):
+            self._model = None  # whatever it was, the next trial starts from fresh weights
+        write_outcome(job.folder, outcome)
+        if job.steps >= self.task.steps:
+            (job.folder / "checkpoint.safetensors").unlink(missing_ok=True)
+        return outcome
+
+    def evaluate(self, method: str | None, hyperparameters: Point, folder: Path | None, split: str) -> Evaluation:
+        """The reloaded adapter's losses on a split; the untuned model's where `method` is None."""
+        rows = {"validation": self.validation, "test": self.test}[split] if split != "train" else self.train
+        if method is None or folder is None:
+            return evaluate(self.exact_model, rows.rows, self.task.task, self._pad_id, self.accelerator.device)
+        plug = METHODS[method]
+        shaped = self._shaped(plug, rows, hyperparameters, training=False)
+        tuned = plug.load(self.exact_model, folder / "adapter")
+        try:
+            return evaluate(tuned.to(self.accelerator.device), shaped, self.task.task, self._pad_id, self.accelerator.device)
+        finally:
+            self._release_exact(tuned)
+
+    def answer(self, method: str, hyperparameters: Point, folder: Path, rows: int) -> list[dict[str, str]]:
+        """Test prompts with the given answer, the untuned model's and the tuned one's (greedy)."""
+        examples = self.test.examples[:rows]
+        before = answers(self.exact_model, self.tokenizer, examples, self.task.max_length)
+        tuned = METHODS[method].load(self.exact_model, folder / "adapter")
+        try:
+            after = answers(tuned, self.tokenizer, examples, self.task.max_length)
+        finally:
+            self._release_exact(tuned)
+        return [{"prompt": e.prompt, "reference": e.answer, "before": b, "after": a}
+                for e, b, a in zip(examples, before, after, strict=True)]
+
+    def _tuned(self, job: Job, base: Outcome, report: Report) -> Outcome:
+        method = METHODS[job.method]
+        if reason := method.unfit(self.model, self.task.task):
+            raise ValueError(reason)
+        with PeakMemory() as memory:
+            torch.manual_seed(job.seed)
+            tuned = method.prepare(self.model, job.hyperparameters, self._context(job.seed)).to(self.accelerator.device)
+            trainable = sum(p.numel() for p in tuned.parameters() if p.requires_grad)
+            numbers: dict[str, Any] = {"trainable_parameters": trainable}
+            self._check(base, job, numbers)
+            evaluations: list[Evaluation] = []
+            rows = self._shaped(method, self.train, job.hyperparameters, training=True)
+            validation = self._shaped(method, self.validation, job.hyperparameters, training=False)
+
+            def validate() -> float:
+                if method.starts_at_base and not evaluations and not (job.folder / "curve.jsonl").stat().st_size:
+                    return self.base_validation_loss
+                evaluations.append(self._evaluate(tuned, validation))
+                return evaluations[-1].loss
+
+            def watch(line: CurveLine) -> None:
+                report(asdict(line))
+                so_far = numbers | {"seconds": line.seconds, "peak_memory_mb": round(memory.peak_mb(), 1),
+                                    "trained_tokens": line.trained_tokens}
+                self._check(base, job, so_far)
+
+            progress = fine_tune(tuned, method, job.hyperparameters, rows, self._plan(job), self.accelerator, validate,
+                                 job.folder, report=watch, peak_memory_mb=memory.peak_mb)
+            if not evaluations:
+                evaluations.append(self._evaluate(tuned, validation))
+            evaluation = evaluations[-1]
+            self._same_tokens(evaluation)
+            method.save(tuned, job.folder / "adapter", self.task.source.public_name)
+            self._model = method.remove(tuned)
+        return replace(
+            base, state="complete", validation_loss=evaluation.loss, metrics=evaluation.metrics,
+            scored_tokens=evaluation.scored_tokens, trained_tokens=progress.trained_tokens,
+            seconds=round(progress.seconds, 3), peak_memory_mb=round(progress.peak_memory_mb, 1),
+            trainable_parameters=trainable, adapter_mb=round(_size(job.folder / "adapter") / MB, 3),
+        )
+
+    def _plan(self, job: Job) -> Plan:
+        task = self.task
+        rows = len(self.train.rows)
+        training = job.steps * task.batch_size * self.train.tokens / rows
+        affordable = VALIDATION_SHARE * training / (FORWARD_SHARE * max(1, self.validation.tokens))
+        return Plan(task.task, job.steps, task.steps if job.steps <= task.steps else job.steps, task.batch_size, job.seed,
+                    self._pad_id, accumulation=task.accumulation, validations=min(10, max(2, round(affordable))))
+
+    def _check(self, base: Outcome, job: Job, numbers: Mapping[str, Any]) -> None:
+        outcome = replace(base, **numbers)
+        violations = _violations(outcome, job.constraints)
+        if any(excess > 0 for excess in violations.values()):
+            raise Infeasible(_broken(replace(outcome, constraints=violations), job.constraints), numbers)
+
+    def _same_tokens(self, evaluation: Evaluation) -> None:
+        expected = sum(sum(row.scored) for row in self.validation.rows) if self.task.task == "instruct" else len(self.validation.rows)
+        if evaluation.scored_tokens != expected:
+            raise ScoredTokensDiffer(f"the validation scored {evaluation.scored_tokens} tokens instead of {expected}")
+        if not abs(evaluation.loss) < float("inf"):
+            raise Diverged(f"the validation loss is {evaluation.loss}")
+
+    def _evaluate(self, model: nn.Module, rows: tuple[Encoded, ...]) -> Evaluation:
+        with self.accelerator.autocast():
+            return evaluate(model, rows, self.task.task, self._pad_id, self.accelerator.device)
+
+    def _shaped(self, method: Method, split: Split, point: Point, *, training: bool) -> tuple[Encoded, ...]:
+        return tuple(method.shape(split.examples, split.rows, point, self._context(self.task.seed), training=training))
+
+    def _context(self, seed: int) -> Context:
+        return Context(self.task.task, self.tokenizer, self.train.examples, self.train.rows, self.task.max_length,
+                       context_length(self.model.config), seed)
+
+    def _split(self, name: str) -> Split:
+        pairs = []
+        for example in read_split(self.task.splits / f"{name}.jsonl"):
+            row = encode(example, self.tokenizer, self.task.max_length, self.task.task, labels=self.task.labels)
+            if row is not None:
+                pairs.append((example, row))
+        return Split(tuple(e for e, _ in pairs), tuple(r for _, r in pairs))
+
+    def _load(self, dtype: torch.dtype) -> PreTrainedModel:
+        task = self.task
+        return load_model(task.source, task.task, labels=task.labels, dtype=dtype, head_seed=task.seed,
+                          pad_id=self._pad_id).to(self.accelerator.device)
+
+    def _release_exact(self, tuned: nn.Module) -> None:
+        if tuned is self.exact_model or any(m is self.exact_model for m in tuned.modules()):
+            del self.exact_model  # it was changed in place: load it afresh when next needed (safetensors: 0.1 s)
+
+    @property
+    def _pad_id(self) -> int:
+        return int(self.tokenizer.pad_token_id)
+
+
+class ScoredTokensDiffer(Exception):
+    """A trial scored other tokens than those fixed before the search."""
+
+
+def _violations(outcome: Outcome, bounds: Mapping[str, float]) -> dict[str, float]:
+    """value - bound for each constraint whose value is known."""
+    values = {**outcome.to_json(), **outcome.metrics}
+    return {name: values[name] - bound for name, bound in bounds.items() if values.get(name)}
+
+
+def _broken(outcome: Outcome, bounds: Mapping[str, float]) -> str:
+    name, excess = max(outcome.constraints.items(), key=lambda item: item[1] / max(abs(bounds[item[0]]), 1e-12))
+    return f"{name} is {bounds[name] + excess:g}, more than {bounds[name]:g}"
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,0 +1,252 @@
+"""Rows of a file, of a hub data set, or of an installed corpus: fields, and where each row came from.
+
+Everything that is wrong with a file is said here with its line; what the fields mean is formats.py's matter.
+"""
+
+import csv
+import importlib.util
+import io
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finemesh.errors import InputError, nearest
+
+
+@dataclass(frozen=True)
+class Row:
+    """One record. `line` counts lines from 1 in text files, and rows from 1 (`unit`) where a file has no lines."""
+
+    fields: Mapping[str, Any]
+    file: str
+    line: int
+    unit: str = "line"
+
+    @property
+    def place(self) -> str:
+        return f"{self.file}, {self.unit} {self.line}"
+
+    def error(self, message: str) -> InputError:
+        return InputError(f"{self.place}: {message}")
+
+
+def read_rows(source: str, columns: Mapping[str, str | int] | None = None) -> list[Row]:
+    """The rows of a file, of `package:chatterbot-corpus`, or of a hub data set as NAME, NAME:SPLIT or NAME:CONFIG:SPLIT.
+
+    Where `columns` gives positions, counted from 0, a .csv or .tsv file is read as one without a header line, and
+    its fields are named "0", "1", ...
+    """
+    if source.startswith("package:"):
+        rows = _read_package(source)
+    elif Path(source).expanduser().exists() or _names_a_file(source):
+        rows = _read_file(Path(source).expanduser(), source, [str(column) for column in (columns or {}).values()])
+    else:
+        rows = _read_hub(source)
+    if not rows:
+        raise InputError("there is no row in it; give at least a few rows", file=source)
+    return rows
+
+
+def _names_a_file(source: str) -> bool:
+    return (source.startswith((".", "/", "~")) or Path(source).suffix.lower() in READERS
+            or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(:[^/\\]+)?", source))
+
+
+def _read_file(path: Path, source: str, wanted: list[str]) -> list[Row]:
+    if path.is_dir():
+        raise InputError("this is a directory; name one file in it", file=source)
+    if path.exists() and path.suffix.lower() not in READERS:
+        raise InputError(f"unknown kind of file {path.suffix or path.name!r}.{nearest(path.suffix, READERS)}", file=source)
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise InputError("there is no such file; check the name and the folder it is looked for in "
+                         f"({Path.cwd()})", file=source) from None
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}; check its permissions", file=source) from None
+    return READERS[path.suffix.lower()](content, source, wanted)
+
+
+def _text(content: bytes, source: str) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        guess = " (it looks like UTF-16)" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
+        raise InputError(f"byte {content[error.start]:#04x} at offset {error.start} is not UTF-8{guess}; save the file as UTF-8",
+                         file=source, line=line) from None
+
+
+def _row(fields: Any, source: str, line: int, unit: str) -> Row:
+    if not isinstance(fields, dict):
+        raise InputError(f"{source}, {unit} {line}: {json.dumps(fields, ensure_ascii=False)[:60]} is not an object; "
+                         'a row looks like {"prompt": "...", "completion": "..."}')
+    return Row(fields, source, line, unit)
+
+
+def _read_jsonl(content: bytes, source: str, wanted: list[str]) -> list[Row]:
+    rows = []
+    for number, line in enumerate(_text(content, source).split("\n"), start=1):  # splitlines() would cut at U+2028 too
+        if not line.strip():
+            continue
+        try:
+            fields = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"malformed JSON at character {error.pos + 1}: {error.msg}; one JSON object a line is expected",
+                             file=source, line=number) from None
+        if isinstance(fields, list):
+            raise InputError("a list, where one JSON object a line is expected; name the file .json if it is one list of rows",
+                             file=source, line=number)
+        rows.append(_row(fields, source, number, "line"))
+    return rows
+
+
+def _read_json(content: bytes, source: str, wanted: list[str]) -> list[Row]:
+    """A list of objects, an object that holds one such list, or columns; and one object a line under the name .json."""
+    text = _text(content, source)
+    if not text.strip():
+        return []
+    try:
+        document = json.loads(text)
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data" and text.lstrip().startswith("{"):
+            return _read_jsonl(content, source, wanted)
+        raise InputError(f"malformed JSON at column {error.colno}: {error.msg}", file=source, line=error.lineno) from None
+    if isinstance(document, dict):
+        lists = [value for value in document.values() if isinstance(value, list)]
+        tables = [value for value in lists if value and isinstance(value[0], dict)]
+        if len(lists) == len(document) and len({len(value) for value in lists}) == 1 and len(document) > 1:
+            document = [dict(zip(document, values, strict=True)) for values in zip(*lists, strict=True)]
+        elif len(tables) == 1:
+            document = tables[0]
+    if not isinstance(document, list):
+        raise InputError("a list of rows is expected, [{...}, {...}]; one object a line is a .jsonl file", file=source)
+    return [_row(fields, source, number, "row") for number, fields in enumerate(document, start=1)]
+
+
+def _read_csv(content: bytes, source: str, wanted: list[str]) -> list[Row]:
+    text = _text(content, source)
+    first = text.split("\n", 1)[0]
+    try:
+        return _table(_records(text, ";" if ";" in first and "," not in first else ","), source, wanted)
+    except csv.Error as error:
+        raise InputError(f"malformed CSV: {error.args[0]}; put a field with quotes in it in quotes and double those inside",
+                         file=source, line=error.args[1]) from None
+
+
+def _read_tsv(content: bytes, source: str, wanted: list[str]) -> list[Row]:
+    """Tables of the field (GLUE's) never quote, spreadsheets do: the quotes count where they all close properly.
+
+    An unpaired quote at the start of a field would swallow lines up to the next one: such a field holds tabs and line ends.
+    """
+    text = _text(content, source)
+    try:
+        records = _records(text, "\t")
+        quoted = (len({len(fields) for _, fields in records}) == 1
+                  and not any("\t" in field and "\n" in field for _, fields in records for field in fields))
+    except csv.Error:
+        quoted = False
+    return _table(records if quoted else _records(text, "\t", csv.QUOTE_NONE), source, wanted)
+
+
+def _records(text: str, delimiter: str, quoting: Any = csv.QUOTE_MINIMAL) -> list[tuple[int, list[str]]]:
+    """(line, fields) of every record; raises csv.Error(message, line)."""
+    csv.field_size_limit(2**31 - 1)  # a long document is no error
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
+    records, line = [], 1
+    try:
+        for fields in reader:
+            if any(fields):
+                records.append((line, fields))
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise csv.Error(str(error), line) from None
+    return records
+
+
+def _table(records: list[tuple[int, list[str]]], source: str, wanted: list[str]) -> list[Row]:
+    if not records:
+        return []
+    header = [name.strip() for name in records[0][1]]
+    if any(name.isdecimal() and name not in header for name in wanted):
+        header = [str(position) for position in range(len(header))]
+    else:
+        records = records[1:]
+        twice = next((name for name in header if header.count(name) > 1), None)
+        if twice is not None:
+            raise InputError(f"the header names the column {twice!r} twice; {no_header(header)}", file=source, line=1)
+    for line, fields in records:
+        if len(fields) != len(header):
+            raise InputError(f"{len(fields)} fields where the first line has {len(header)} ({', '.join(header)})",
+                             file=source, line=line)
+    return [Row(dict(zip(header, fields, strict=True)), source, line) for line, fields in records]
+
+
+def no_header(names: Iterable[str]) -> str:
+    """The mend for a table whose first line is already data."""
+    shown = ", ".join(f"{position} = {name[:24]!r}" for position, name in enumerate(names))
+    return ("where the file has no header line, give the positions of its columns, counted from 0, as in "
+            f"data.columns: {{label: 1, text: 3}}; here {shown}")
+
+
+def _read_parquet(content: bytes, source: str, wanted: list[str]) -> list[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(pyarrow.BufferReader(content))
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"not a readable parquet file: {str(error).splitlines()[0]}", file=source) from None
+    return [Row(fields, source, number, "row") for number, fields in enumerate(table.to_pylist(), start=1)]
+
+
+READERS: dict[str, Callable[[bytes, str, list[str]], list[Row]]] = {
+    ".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".tsv": _read_tsv, ".parquet": _read_parquet}
+
+
+def _read_hub(source: str) -> list[Row]:
+    import datasets
+
+    name, *rest = source.split(":")
+    config, split = (rest[0], rest[1]) if len(rest) > 1 else (None, rest[0] if rest else "train")
+    try:
+        data = datasets.load_dataset(name, config, split=split)
+    except Exception as error:  # the hub's errors share no base class
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"no such file here, and the hub gave no data set of that name: {reason}; name a file, or a data set "
+                         "as NAME, NAME:SPLIT or NAME:CONFIG:SPLIT", file=source) from None
+    names = {column: feature for column, feature in data.features.items() if isinstance(feature, datasets.ClassLabel)}
+    rows = []
+    for number, fields in enumerate(data, start=1):
+        named = {column: feature.int2str(fields[column]) for column, feature in names.items()
+                 if isinstance(fields[column], int) and fields[column] >= 0}
+        rows.append(Row({**fields, **named}, source, number, "row"))
+    return rows
+
+
+def _read_package(source: str) -> list[Row]:
+    name = source.removeprefix("package:").replace("_", "-").lower()
+    if name not in PACKAGES:
+        raise InputError(f"unknown corpus {source!r}.{nearest(name, PACKAGES)}")
+    specification = importlib.util.find_spec(name.replace("-", "_"))  # finds it without importing it
+    if specification is None or not specification.submodule_search_locations:
+        raise InputError(f"{source} is not installed; run: pip install {name}")
+    return PACKAGES[name](Path(next(iter(specification.submodule_search_locations))), source)
+
+
+def _chatterbot(package: Path, source: str) -> list[Row]:
+    """The first two turns of every English conversation, as question and answer; one entry of trivia.yml is no list."""
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    conversations = [turns for file in sorted((package / "data" / "english").glob("*.yml"))
+                     for turns in yaml.load(file.read_text(encoding="utf-8"), loader)["conversations"]]
+    pairs = [turns for turns in conversations if isinstance(turns, list) and len(turns) > 1]
+    return [Row({"question": str(question).strip(), "answer": str(answer).strip()}, source, number, "row")
+            for number, (question, answer, *_) in enumerate(pairs, start=1)]
+
+
+PACKAGES: dict[str, Callable[[Path, str], list[Row]]] = {"chatterbot-corpus": _chatterbot}

@@ -1,0 +1,28 @@
+"""Scores beside the loss, by scikit-learn and scipy: accuracy, F1 and Matthews correlation; Pearson and Spearman."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+
+def classification_metrics(truth: Sequence[Any], predicted: Sequence[int]) -> dict[str, float]:
+    """`f1` is of class 1 where there are two classes (as GLUE has it), else the macro mean."""
+    binary = set(truth) | set(predicted) <= {0, 1}
+    return {
+        "accuracy": float(accuracy_score(truth, predicted)),
+        "f1": float(f1_score(truth, predicted, average="binary" if binary else "macro", zero_division=0.0)),
+        "matthews": float(matthews_corrcoef(truth, predicted)),
+    }
+
+
+def regression_metrics(truth: Sequence[Any], predicted: Sequence[float]) -> dict[str, float]:
+    """0 where a correlation is not defined (all predictions equal, or fewer than two rows)."""
+    if len(truth) < 2 or len(set(truth)) < 2 or len(set(predicted)) < 2:
+        return {"pearson": 0.0, "spearman": 0.0}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return {"pearson": float(pearsonr(truth, predicted).statistic),
+                "spearman": float(spearmanr(truth, predicted).statistic)}

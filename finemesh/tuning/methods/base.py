@@ -1,0 +1,144 @@
+"""What a tuning method is: its space, its paper's reference settings, and how it makes a model tunable, saves and loads it.
+
+One file a method and one line in the METHODS table; the training loop, the search and the report know no method by name.
+The defaults below suit a method that trains some parameters by AdamW; the others override what differs:
+`shape` (the input changes), `trains = False` (nothing is trained), `state` (more than the trainable parameters is kept),
+`optimizer` (updates of its own).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from peft import PeftConfig, PeftModel, TaskType, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from finemesh.hyperparameter import Hyperparameters
+from finemesh.tuning.data.batches import Encoded
+from finemesh.tuning.data.formats import Example
+from finemesh.tuning.models import TaskName
+
+Point = Mapping[str, Any]
+PEFT_TASKS: dict[str, TaskType] = {
+    "instruct": TaskType.CAUSAL_LM, "classify": TaskType.SEQ_CLS, "regress": TaskType.SEQ_CLS,
+}
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a method may look at: never the validation or test rows."""
+
+    task: TaskName
+    tokenizer: PreTrainedTokenizerBase
+    train: Sequence[Example]
+    encoded: Sequence[Encoded]  # the training rows, in the order of `train`
+    max_length: int
+    context_length: int  # tokens that the model can take
+    seed: int
+
+
+class Method:
+    """A way of tuning. Stateless: what a run needs is in the tuned module and the point."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]  # a phrase for `finemesh methods`
+    source: ClassVar[str]  # the paper
+    space: ClassVar[Hyperparameters]
+    reference: ClassVar[Mapping[str, Any]]  # the settings that the paper used
+    tasks: ClassVar[tuple[TaskName, ...]] = ("instruct", "classify", "regress")
+    trains: ClassVar[bool] = True
+    mergeable: ClassVar[bool] = False
+    peft_type: ClassVar[str | None] = None  # None: saved as a transformers folder or in a form of its own
+    gguf: ClassVar[bool] = False
+    starts_at_base: ClassVar[bool] = False  # prepared and not yet trained, it computes what the base model computes
+    half_precision_base: ClassVar[bool] = True  # the frozen weights may be kept in bfloat16
+
+    def unfit(self, model: PreTrainedModel, task: TaskName) -> str | None:
+        """Why this method cannot tune this model for this task; None when it can."""
+        return None if task in self.tasks else f"{self.name} does not do task: {task}"
+
+    def prepare(self, model: PreTrainedModel, point: Point, context: Context) -> nn.Module:
+        """The model with just the right parameters trainable; `remove` undoes it. Draws from torch's global generator."""
+        raise NotImplementedError
+
+    def remove(self, tuned: nn.Module) -> PreTrainedModel:
+        """The base model again, bit-equal to what `prepare` was given."""
+        raise NotImplementedError
+
+    def save(self, tuned: nn.Module, folder: Path, base_name: str) -> None:
+        """Write what another process loads; `base_name` is the base model as anyone can load it."""
+        raise NotImplementedError
+
+    def load(self, model: PreTrainedModel, folder: Path) -> nn.Module:
+        """The tuned model from the base model and what `save` wrote, for inference."""
+        raise NotImplementedError
+
+    def shape(self, examples: Sequence[Example], encoded: Sequence[Encoded], point: Point, context: Context,
+              *, training: bool) -> Sequence[Encoded]:
+        """The rows as this method shows them to the model; the scored tokens stay what they are."""
+        return encoded
+
+    def state(self, tuned: nn.Module) -> dict[str, torch.Tensor]:
+        """What a checkpoint must hold beside the optimizer: the trainable parameters, by name."""
+        return {name: parameter.data for name, parameter in tuned.named_parameters() if parameter.requires_grad}
+
+    def load_state(self, tuned: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+        with torch.no_grad():
+            for name, tensor in self.state(tuned).items():
+                tensor.copy_(state[name])
+
+    def optimizer(self, tuned: nn.Module, point: Point) -> torch.optim.Optimizer:
+        """AdamW at the point's learning rate, without weight decay on vectors. Source: Loshchilov & Hutter 2019."""
+        parameters = [p for p in tuned.parameters() if p.requires_grad]
+        decay = float(point.get("weight_decay", 0.0))
+        groups = [{"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
+                  {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}]
+        return torch.optim.AdamW([g for g in groups if g["params"]], lr=float(point["learning_rate"]), fused=True)
+
+
+class PeftMethod(Method):
+    """A method whose module and file format are PEFT's: a subclass gives the configuration."""
+
+    def configuration(self, model: PreTrainedModel, point: Point, context: Context) -> PeftConfig:
+        raise NotImplementedError
+
+    def prepare(self, model: PreTrainedModel, point: Point, context: Context) -> nn.Module:
+        return get_peft_model(model, self.configuration(model, point, context))
+
+    def save(self, tuned: nn.Module, folder: Path, base_name: str) -> None:
+        assert isinstance(tuned, PeftModel)
+        for configuration in tuned.peft_config.values():
+            configuration.base_model_name_or_path = base_name
+        # save_embedding_layers would ask the hub for the base model's vocabulary; no method here trains embeddings
+        tuned.save_pretrained(str(folder), save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card; best/ gets a real one
+
+    def load(self, model: PreTrainedModel, folder: Path) -> nn.Module:
+        return PeftModel.from_pretrained(model, str(folder)).eval()
+
+
+class AdapterMethod(PeftMethod):
+    """PEFT methods that put modules into the base model."""
+
+    def remove(self, tuned: nn.Module) -> PreTrainedModel:
+        assert isinstance(tuned, PeftModel)
+        model: PreTrainedModel = tuned.unload()
+        return _forget_peft(model)
+
+
+class PromptMethod(PeftMethod):
+    """PEFT methods that put vectors before the input (prompt learning) and leave the base model as it is."""
+
+    def remove(self, tuned: nn.Module) -> PreTrainedModel:
+        assert isinstance(tuned, PeftModel)
+        model: PreTrainedModel = tuned.get_base_model()
+        return _forget_peft(model)
+
+
+def _forget_peft(model: PreTrainedModel) -> PreTrainedModel:
+    if hasattr(model, "peft_config"):
+        del model.peft_config
+    return model.requires_grad_(False)

@@ -1,0 +1,40 @@
+"""Full fine-tuning: every weight, in float32 whatever the frozen models are kept in. Trains a copy, so the base stays."""
+
+import copy
+from pathlib import Path
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from finemesh.hyperparameter import real
+from finemesh.tuning.methods.base import Context, Method, Point
+
+
+class Full(Method):
+    name = "full"
+    summary = "every weight of the model"
+    source = "Howard & Ruder, arXiv 1801.06146"
+    space = {
+        "learning_rate": real(1e-6, 1e-3, 2e-5, log=True),
+        "weight_decay": real(0.0, 0.3, 0.0),
+    }
+    reference = {"learning_rate": 2e-5, "weight_decay": 0.0}
+    mergeable = True
+    gguf = True
+    starts_at_base = True
+
+    def prepare(self, model: PreTrainedModel, point: Point, context: Context) -> nn.Module:
+        tuned = copy.deepcopy(model).float().requires_grad_(True)
+        tuned.base = [model]  # in a list, so that it is not a submodule
+        return tuned
+
+    def remove(self, tuned: nn.Module) -> PreTrainedModel:
+        base: PreTrainedModel = tuned.base[0]
+        return base
+
+    def save(self, tuned: nn.Module, folder: Path, base_name: str) -> None:
+        assert isinstance(tuned, PreTrainedModel)
+        tuned.save_pretrained(folder)
+
+    def load(self, model: PreTrainedModel, folder: Path) -> nn.Module:
+        return type(model).from_pretrained(folder, dtype=model.dtype).eval()

@@ -1,0 +1,64 @@
+"""Head only: the frozen model's features under a trained output layer, the vocabulary's for instruct, the label's otherwise.
+
+A head that is tied to the input embeddings is untied first: only the output side is trained.
+"""
+
+import copy
+from pathlib import Path
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from finemesh.hyperparameter import real
+from finemesh.tuning.methods.base import Context, Method, Point
+
+HEADS = ("classifier", "score")  # what transformers calls the new layer of a sequence classifier
+
+
+def head_name(model: PreTrainedModel) -> str:
+    """The dotted name of the output layer."""
+    output = model.get_output_embeddings()
+    if output is not None:
+        return next(name for name, module in model.named_modules() if module is output)
+    return next(name for name in HEADS if hasattr(model, name))
+
+
+class Head(Method):
+    name = "head"
+    summary = "the output layer only"
+    source = "Alain & Bengio, arXiv 1610.01644"
+    space = {
+        "learning_rate": real(1e-6, 1e-1, 1e-3, log=True),
+        "weight_decay": real(0.0, 0.3, 0.0),
+    }
+    reference = {"learning_rate": 1e-3, "weight_decay": 0.0}
+    mergeable = True
+    gguf = True
+    starts_at_base = True
+
+    def unfit(self, model: PreTrainedModel, task: str) -> str | None:  # type: ignore[override]
+        if model.get_output_embeddings() is None and not any(hasattr(model, name) for name in HEADS):
+            return f"head finds no output layer in {type(model).__name__}"
+        return None
+
+    def prepare(self, model: PreTrainedModel, point: Point, context: Context) -> nn.Module:
+        name = head_name(model)
+        frozen = model.get_submodule(name)
+        model.set_submodule(name, copy.deepcopy(frozen).float().requires_grad_(True))
+        model.frozen_head = [frozen, model.config.tie_word_embeddings]  # in a list: not a submodule
+        model.config.tie_word_embeddings = False
+        return model
+
+    def remove(self, tuned: nn.Module) -> PreTrainedModel:
+        assert isinstance(tuned, PreTrainedModel)
+        frozen, tuned.config.tie_word_embeddings = tuned.frozen_head
+        del tuned.frozen_head
+        tuned.set_submodule(head_name(tuned), frozen)
+        return tuned.requires_grad_(False)
+
+    def save(self, tuned: nn.Module, folder: Path, base_name: str) -> None:
+        assert isinstance(tuned, PreTrainedModel)
+        tuned.save_pretrained(folder)
+
+    def load(self, model: PreTrainedModel, folder: Path) -> nn.Module:
+        return type(model).from_pretrained(folder, dtype=model.dtype).eval()

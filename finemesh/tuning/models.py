@@ -1,0 +1,174 @@
+"""A pretrained model and its tokenizer from a hub name, a folder, a .gguf file or an installed package (package:NAME).
+
+A GGUF model is converted once, in float32 (so that plain transformers gives the same losses), to safetensors in a cache.
+"""
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from filelock import FileLock
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from finemesh.errors import InputError
+
+TaskName = Literal["instruct", "classify", "regress"]
+CONVERSION = "1"  # raised when the conversion changes, so that old cache entries are not used
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """`location` is what transformers loads here; `public_name` is what anyone can load, written into adapters and cards."""
+
+    name: str
+    location: str
+    public_name: str
+
+
+def cache_folder() -> Path:
+    """FINEMESH_CACHE, else finemesh in the user's cache folder."""
+    given = os.environ.get("FINEMESH_CACHE")
+    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "finemesh"
+
+
+def find_model(name: str) -> ModelSource:
+    """Resolve a config's `model` to something that transformers loads; converts GGUF once. Raises InputError."""
+    if name.startswith("package:"):
+        return _in_package(name)
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise InputError(f"model: there is no file {name}. Give a .gguf file, a folder, a hub name or package:NAME.")
+        return ModelSource(name, str(_converted(path)), path.name)
+    if path.is_dir():
+        if not (path / "config.json").exists():
+            raise InputError(f"model: the folder {name} holds no config.json, so it is not a transformers model.")
+        config = AutoConfig.from_pretrained(path)
+        return ModelSource(name, str(path.resolve()), config.name_or_path if _is_hub_name(config.name_or_path) else path.name)
+    if path.is_absolute() or name.startswith(".") or name.count("/") > 1:
+        raise InputError(f"model: there is no folder {name}. Give a folder, a .gguf file, a hub name or package:NAME.")
+    try:
+        AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"model: {name!r} is neither a folder here nor a model that the hub gives ({_first_line(error)}). "
+            "Give a folder, a .gguf file, package:NAME, or a hub name such as HuggingFaceTB/SmolLM2-135M-Instruct."
+        ) from error
+    return ModelSource(name, name, name)
+
+
+def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
+    """With a padding token (the end-of-text token where the model has none)."""
+    tokenizer = AutoTokenizer.from_pretrained(source.location)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(source: ModelSource, task: TaskName, *, labels: Sequence[str] = (), dtype: torch.dtype = torch.float32,
+               head_seed: int = 0, pad_id: int | None = None) -> PreTrainedModel:
+    """The frozen base model in evaluation mode. A classifier's or regressor's new head is drawn with `head_seed`."""
+    config = AutoConfig.from_pretrained(source.location)
+    if task == "instruct" and not is_causal(config):
+        raise InputError(f"model: {source.name} ({config.model_type}) is an encoder and cannot write answers; "
+                         "task: instruct needs a causal model. Encoders do task: classify or regress.")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(head_seed)
+        model: PreTrainedModel
+        if task == "instruct":
+            model = AutoModelForCausalLM.from_pretrained(source.location, dtype=dtype)
+        else:
+            model = AutoModelForSequenceClassification.from_pretrained(source.location, dtype=dtype, **_head(task, labels))
+    if pad_id is not None:
+        model.config.pad_token_id = pad_id
+    model.name_or_path = source.public_name
+    model.config.use_cache = False
+    return model.requires_grad_(False).eval()
+
+
+def is_causal(config: PretrainedConfig) -> bool:
+    names = config.architectures or []
+    return any("CausalLM" in name or "LMHead" in name for name in names) and not getattr(config, "is_encoder_decoder", False)
+
+
+def context_length(config: PretrainedConfig) -> int:
+    """Tokens that the model can take."""
+    return int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", 0) or 1_000_000)
+
+
+def _head(task: TaskName, labels: Sequence[str]) -> dict[str, Any]:
+    if task == "regress":
+        return {"num_labels": 1, "problem_type": "regression"}
+    names = dict(enumerate(labels))
+    return {"num_labels": len(labels), "id2label": names, "label2id": {name: i for i, name in names.items()}}
+
+
+def _in_package(name: str) -> ModelSource:
+    package = name.removeprefix("package:").replace("-", "_")
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError(f"model: the package {package!r} is not installed. Install it (pip install {package.replace('_', '-')}) "
+                         "or give a folder, a .gguf file or a hub name.")
+    root = Path(spec.submodule_search_locations[0])
+    folders = sorted(path.parent for path in root.rglob("config.json") if list(path.parent.glob("*.safetensors")))
+    if folders:
+        return ModelSource(name, str(folders[0]), name)
+    files = sorted(root.rglob("*.gguf"))
+    if not files:
+        raise InputError(f"model: the package {package!r} carries neither a .gguf file nor a folder with safetensors.")
+    return ModelSource(name, str(_converted(files[0])), name)
+
+
+def _converted(file: Path) -> Path:
+    """The safetensors folder of a GGUF file: converted once, whole or not at all, also when two processes want it."""
+    status = file.stat()
+    key = hashlib.sha256(f"{CONVERSION} {file.resolve()} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()[:16]
+    folder = cache_folder() / "models" / f"{file.stem}-{key}"
+    if folder.exists():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):
+            if not folder.exists():
+                _convert(file, folder)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise InputError(f"model: {file} could not be converted from GGUF: {_first_line(error)}") from error
+    return folder
+
+
+def _convert(file: Path, folder: Path) -> None:
+    draft = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        config = type(loaded.config).from_dict({k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"})
+        fresh = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # a model loaded from GGUF does not save
+        fresh.load_state_dict(loaded.state_dict())
+        fresh.generation_config = loaded.generation_config
+        fresh.save_pretrained(draft)
+        AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(draft)
+        os.replace(draft, folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _is_hub_name(name: str) -> bool:
+    return name.count("/") == 1 and not name.startswith((".", "/"))
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__

@@ -1,0 +1,196 @@
+"""One fine-tuning run: the loop of every method. Schedule, mixed precision, accumulation, clipping, checkpoints, curve.
+
+A run is a function of its plan: cut at any update and continued from a checkpoint, it gives the same numbers.
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from finemesh.tuning.checkpoint import Checkpoint, load_optimizer_state, optimizer_state
+from finemesh.tuning.data.batches import Encoded, collate, training_batches
+from finemesh.tuning.evaluation.loss import batch_losses
+from finemesh.tuning.methods import Method, Point
+from finemesh.tuning.models import TaskName
+from finemesh.tuning.schedule import Schedule
+
+CHECKPOINT_SECONDS = 20.0  # between checkpoints; more where saving one takes long
+CHECKPOINT_SHARE = 0.05  # of the time, at most, goes into saving them
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run does. `steps` may stop short of `horizon`, the length that the schedule is made for."""
+
+    task: TaskName
+    steps: int
+    horizon: int
+    batch_size: int  # rows an update
+    seed: int
+    pad_id: int
+    accumulation: int = 1  # micro-batches an update
+    clip: float = 1.0  # largest gradient norm
+    validations: int = 2  # along the way, the last at the horizon
+
+    def validates(self, step: int) -> bool:
+        """After `step` updates. Also where a run is cut short."""
+        every = max(1, self.horizon // max(1, self.validations))
+        return step == self.steps or (step % every == 0 and 0 < step and self.horizon - step >= every)
+
+
+@dataclass(frozen=True)
+class CurveLine:
+    """One line of curve.jsonl; `train_loss` is that update's, `validation_loss` the one after it."""
+
+    step: int
+    trained_tokens: int
+    seconds: float
+    train_loss: float | None
+    validation_loss: float | None
+    learning_rate: float
+
+
+@dataclass
+class Progress:
+    """Where a run stands; all but `curve` is what the outcome reports."""
+
+    step: int = 0
+    trained_tokens: int = 0
+    seconds: float = 0.0
+    peak_memory_mb: float = 0.0
+    curve: list[CurveLine] | None = None
+
+
+class Diverged(Exception):
+    """The loss is no longer a finite number."""
+
+
+def fine_tune(tuned: nn.Module, method: Method, point: Point, rows: Sequence[Encoded], plan: Plan, accelerator: Accelerator,
+              validate: Callable[[], float], folder: Path, *, report: Callable[[CurveLine], None] = lambda line: None,
+              peak_memory_mb: Callable[[], float] = lambda: 0.0) -> Progress:
+    """Tune in place. `validate` gives the validation loss; `report` sees each line and may raise to stop the run.
+
+    Writes folder/curve.jsonl and, as it goes, folder/checkpoint.safetensors; continues from one that fits the plan.
+    A method that trains nothing is only validated. Raises Diverged.
+    """
+    run = _Run(tuned, method, plan, accelerator, folder, report, peak_memory_mb)
+    if not method.trains:
+        run.record(0, None, validate(), 0.0)
+        return run.progress
+    optimizer = method.optimizer(tuned, point)
+    peak_rates = [group["lr"] for group in optimizer.param_groups]
+    schedule = run.continue_from_checkpoint(optimizer)
+    if run.progress.step == 0 and not run.progress.curve:
+        run.record(0, None, validate(), 0.0)
+    batches = training_batches([len(row.input_ids) for row in rows], plan.batch_size, plan.seed, start=run.progress.step)
+    tuned.train()
+    for step in range(run.progress.step, plan.steps):
+        for group, rate in zip(optimizer.param_groups, peak_rates, strict=True):
+            group["lr"] = rate * schedule.factor(step)
+        batch = [rows[i] for i in next(batches)]
+        loss = run.update(optimizer, batch)
+        loss_after = validate() if plan.validates(step + 1) else None
+        run.progress.trained_tokens += sum(len(row.input_ids) for row in batch)
+        run.record(step + 1, loss, loss_after, optimizer.param_groups[0]["lr"])
+        run.save_now_and_then(optimizer, schedule)
+    tuned.eval()
+    if plan.steps < plan.horizon:
+        run.save(optimizer, schedule)
+    return run.progress
+
+
+class _Run:
+    """The moving parts of one run."""
+
+    def __init__(self, tuned: nn.Module, method: Method, plan: Plan, accelerator: Accelerator, folder: Path,
+                 report: Callable[[CurveLine], None], peak_memory_mb: Callable[[], float]) -> None:
+        self.tuned, self.method, self.plan, self.accelerator = tuned, method, plan, accelerator
+        self.folder, self.report, self.peak_memory_mb = folder, report, peak_memory_mb
+        self.progress = Progress(curve=[])
+        self.parameters = [p for p in tuned.parameters() if p.requires_grad]
+        self._clock = time.monotonic()
+        self._saved = self._clock
+        self._saving = 0.0
+
+    def update(self, optimizer: torch.optim.Optimizer, batch: Sequence[Encoded]) -> float:
+        """One optimizer step on the mean loss of the batch's scored tokens, whatever the accumulation."""
+        plan, device = self.plan, self.accelerator.device
+        size = -(-len(batch) // plan.accumulation)
+        parts = [collate(list(batch[i:i + size]), plan.pad_id) for i in range(0, len(batch), size)]
+        weight = sum(int(part.scored.sum()) if plan.task == "instruct" else len(part.lengths) for part in parts)
+        total = 0.0
+        for part in parts:
+            with self.accelerator.autocast():
+                loss = batch_losses(self.tuned, part.to(device), plan.task).losses.sum() / weight
+            self.accelerator.backward(loss)
+            total += float(loss.detach())
+        if total != total or total in (float("inf"), float("-inf")):
+            raise Diverged(f"the training loss is {total} at step {self.progress.step + 1}")
+        if plan.clip > 0:
+            self.accelerator.clip_grad_norm_(self.parameters, plan.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return total
+
+    def record(self, step: int, train_loss: float | None, validation_loss: float | None, rate: float) -> None:
+        now = time.monotonic()
+        progress = self.progress
+        progress.seconds += now - self._clock
+        self._clock = now
+        progress.step = step
+        progress.peak_memory_mb = max(progress.peak_memory_mb, self.peak_memory_mb())
+        line = CurveLine(step, progress.trained_tokens, round(progress.seconds, 3), train_loss, validation_loss, rate)
+        assert progress.curve is not None
+        progress.curve.append(line)
+        with open(self.folder / "curve.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(line)) + "\n")
+        self.report(line)
+
+    @property
+    def _checkpoint(self) -> Path:
+        return self.folder / "checkpoint.safetensors"
+
+    def save_now_and_then(self, optimizer: torch.optim.Optimizer, schedule: Schedule) -> None:
+        since = time.monotonic() - self._saved
+        if since >= CHECKPOINT_SECONDS and since * CHECKPOINT_SHARE >= self._saving and self.progress.step < self.plan.steps:
+            self.save(optimizer, schedule)
+
+    def save(self, optimizer: torch.optim.Optimizer, schedule: Schedule) -> None:
+        start = time.monotonic()
+        cuda = torch.cuda.get_rng_state() if self.accelerator.device.type == "cuda" else None
+        state = asdict(self.progress) | {"horizon": schedule.horizon, "warmup": schedule.warmup}
+        Checkpoint(self.progress.step, state, self.method.state(self.tuned), optimizer_state(optimizer),
+                   torch.get_rng_state(), cuda).save(self._checkpoint)
+        self._saved = time.monotonic()
+        self._saving = self._saved - start
+
+    def continue_from_checkpoint(self, optimizer: torch.optim.Optimizer) -> Schedule:
+        """Take up a checkpoint that lies on this plan's way; the schedule to go on with."""
+        schedule = Schedule.over(self.plan.horizon)
+        (self.folder / "curve.jsonl").write_text("", encoding="utf-8")
+        if not self._checkpoint.exists():
+            return schedule
+        saved = Checkpoint.load(self._checkpoint)
+        former = Schedule(saved.progress["horizon"], saved.progress["warmup"])
+        longer = Schedule(self.plan.horizon, former.warmup)
+        same_way = saved.step <= min(former.decay_start, longer.decay_start) or former.horizon == longer.horizon
+        if saved.step > self.plan.steps or not same_way:
+            return schedule
+        self.method.load_state(self.tuned, saved.weights)
+        load_optimizer_state(optimizer, saved.optimizer)
+        torch.set_rng_state(saved.generator)
+        if saved.cuda_generator is not None:
+            torch.cuda.set_rng_state(saved.cuda_generator)
+        fields: dict[str, Any] = {k: saved.progress[k] for k in ("step", "trained_tokens", "seconds", "peak_memory_mb")}
+        self.progress = Progress(**fields, curve=[CurveLine(**line) for line in saved.progress["curve"]])
+        assert self.progress.curve is not None
+        with open(self.folder / "curve.jsonl", "a", encoding="utf-8") as file:
+            file.writelines(json.dumps(asdict(line)) + "\n" for line in self.progress.curve)
+        return longer
