@@ -1,0 +1,94 @@
+"""What is wrong with a config, said with the place where it stands: a line of the file, or an option."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from finemesh.errors import InputError, nearest
+from finemesh.yaml_lines import Document
+from finemesh.yaml_lines import Field as FieldPath
+
+_MISSING: dict[FieldPath, str] = {
+    ("model",): "add `model:` with a hub name, a folder, a .gguf file or package:NAME",
+    ("data", "train"): "add `train:` below `data:`, with a file or a hub data set",
+}
+_WANTED = {
+    "int": "must be a whole number", "float": "must be a number", "finite": "must be a finite number",
+    "string": "must be text", "bool": "must be true or false", "list": "must be a list such as [a, b]",
+    "dict": "must be fields of its own, indented below it", "model": "must be fields of its own, indented below it",
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a config's values come from: the file, and the options that win over it (by the field's dotted name)."""
+
+    path: Path
+    document: Document
+    options: Mapping[str, Any]
+
+    def error(self, field: FieldPath, message: str) -> InputError:
+        option = ".".join(map(str, field))
+        if option in self.options:
+            return InputError(f"--{field[-1]}: {message}")
+        return InputError(f"{option}: {message}", file=self.path, line=self.document.line(field))
+
+
+def invalid(error: ValidationError, model: type[BaseModel], source: Source) -> InputError:
+    """Every complaint of pydantic, in the file's order, as one error."""
+    messages = {str(_complaint(detail, model, source)): source.document.line(_field(detail)) or 0
+                for detail in error.errors(include_url=False)}
+    return InputError("\n".join(sorted(messages, key=messages.__getitem__)))
+
+
+def _complaint(detail: ErrorDetails, model: type[BaseModel], source: Source) -> InputError:
+    field = _field(detail)
+    if detail["type"] == "missing":
+        return source.error(field, f"missing; {_MISSING.get(field, 'add it')}")
+    if detail["type"] in ("extra_forbidden", "invalid_key"):
+        return source.error(field, f"there is no such field.{_known(field, model)}")
+    if detail["type"] == "value_error":
+        return source.error(field, str(detail["ctx"]["error"]))
+    value = repr(detail["input"])
+    return source.error(field, _wanted(detail) + (f", not {value}" if len(value) < 80 else ""))
+
+
+def _field(detail: ErrorDetails) -> FieldPath:
+    """Without the names that pydantic gives to the members of a union and to keys."""
+    return tuple(part for part in detail["loc"] if not (isinstance(part, str) and "[" in part))
+
+
+def _wanted(detail: ErrorDetails) -> str:
+    context = detail.get("ctx", {})
+    match detail["type"]:
+        case "literal_error":
+            return f"must be {context['expected'].replace(chr(39), '')}"
+        case "greater_than_equal":
+            return f"must be at least {context['ge']:.10g}"
+        case "greater_than":
+            return f"must be more than {context['gt']:.10g}"
+        case "less_than":
+            return f"must be less than {context['lt']:.10g}"
+        case kind:
+            return _WANTED.get(kind.split("_")[0], detail["msg"])
+
+
+def _known(field: FieldPath, model: type[BaseModel]) -> str:
+    """The nearest field of the same section; of another section where it belongs there."""
+    section: Any = model
+    for part in field[:-1]:
+        section = section.model_fields[part].annotation
+    unknown = str(field[-1])
+    places = [place for place, name in _fields(model) if name == unknown]
+    return f" It belongs {places[0]}." if places else nearest(unknown, section.model_fields)
+
+
+def _fields(model: type[BaseModel], place: str = "") -> Iterable[tuple[str, str]]:
+    for name, info in model.model_fields.items():
+        yield f"below {place}" if place else "at the left margin, below no other field", name
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            yield from _fields(info.annotation, name)

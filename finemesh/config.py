@@ -1,0 +1,249 @@
+"""What a user may write in finemesh.yaml, and the errors it gets.
+
+A path in a config that does not exist from the current directory is looked for beside the config file; a model or a
+data set that is neither is a hub name. Overrides (the options of a command) win over the file.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from finemesh.complaints import Source, invalid
+from finemesh.errors import InputError, nearest
+from finemesh.trial import Outcome
+from finemesh.yaml_lines import read_yaml, write_yaml
+
+Task = Literal["instruct", "classify", "regress"]
+BOUNDED = tuple(field.name for field in fields(Outcome) if "int" in str(field.type) or "float" in str(field.type)
+                if field.name not in ("number", "seed", "metrics", "constraints", "duplicate_of"))
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _numbers_are_numbers(cls, value: Any, info: Any) -> Any:
+        wanted = set(get_args(annotation := cls.model_fields[info.field_name].annotation)) or {annotation}
+        if wanted & {int, float} and str not in wanted and isinstance(value, bool | str):
+            raise ValueError(f"must be a number, not {value!r}")
+        return value
+
+
+class DataConfig(Section):
+    train: str = Field(min_length=1)
+    validation: float | str = 0.1  # a share of the training rows, or a file
+    test: float | str = 0.1
+    max_length: int = Field(default=512, ge=2)
+    columns: dict[str, str] = {}
+
+    @field_validator("validation", "test", mode="before")
+    @classmethod
+    def _share_or_file(cls, value: Any) -> Any:
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise ValueError(f"must be a share of the rows such as 0.1, or a file, not {value!r}")
+        if isinstance(value, str) and re.fullmatch(r"[\d.]+\s*%?", value):
+            raise ValueError(f"a share is written as a number such as 0.1, without quotes or %, not {value!r}")
+        if isinstance(value, int | float) and not 0 < value < 1:
+            raise ValueError(f"a share of the rows must be more than 0 and less than 1, such as 0.1, not {value}")
+        return value
+
+    @model_validator(mode="after")
+    def _some_rows_are_left(self) -> "DataConfig":
+        shares = [share for share in (self.validation, self.test) if isinstance(share, float)]
+        if sum(shares) >= 1:
+            raise ValueError(f"validation and test take {sum(shares):g} of the rows together, which leaves none for "
+                             "training: make them add up to less than 1")
+        return self
+
+
+class SearchConfig(Section):
+    optimizer: str = "nomad"
+    trials: int = Field(default=30, ge=1)
+    hours: float | None = Field(default=None, gt=0)
+    steps: int = Field(default=200, ge=1)  # optimizer steps of a full trial
+    batch_size: int = Field(default=8, ge=1)
+    constraints: dict[str, float] = {}  # upper bounds on numbers of outcome.json
+    objectives: list[str] = ["validation_loss"]
+    repeats: int = Field(default=3, ge=1)  # seeds for the leaders
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    reproducible: bool = True
+
+    @field_validator("constraints")
+    @classmethod
+    def _bounds(cls, bounds: dict[str, float]) -> dict[str, float]:
+        for name, bound in bounds.items():
+            if name not in BOUNDED:
+                raise ValueError(f"{name} is no number of outcome.json.{nearest(name, BOUNDED)}")
+            if bound < 0:
+                raise ValueError(f"{name} is never below 0, so the bound {bound:g} cannot be met: give one above 0")
+        return bounds
+
+    @field_validator("objectives")
+    @classmethod
+    def _one_objective(cls, objectives: list[str]) -> list[str]:
+        if objectives != ["validation_loss"]:
+            raise ValueError("several objectives are not there yet: leave the field out, or write [validation_loss] "
+                             "and bound the others under search.constraints")
+        return objectives
+
+
+class Config(Section):
+    model: str = Field(min_length=1)
+    task: Task | None = None  # None: guessed from the data
+    data: DataConfig
+    methods: list[str] | dict[str, dict[str, Any]] | None = None  # None: every method that fits the task
+    search: SearchConfig = SearchConfig()
+    workers: int = Field(default=1, ge=1)
+    storage: str = "sqlite"
+    out: str = Field(min_length=1)
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _names_or_spaces(cls, methods: Any) -> Any:
+        if methods is None:
+            return None
+        if isinstance(methods, dict):
+            methods = {name: {} if space is None else space for name, space in methods.items()}
+        if not _well_formed(methods):
+            raise ValueError("must be a list such as [lora, full], or a mapping such as {lora: {rank: [4, 64]}}, "
+                             f"not {methods!r}")
+        if not methods:
+            raise ValueError("no method is named: name at least one, or leave the field out")
+        if len(set(methods)) < len(methods):
+            raise ValueError("a method is named twice: keep one of them")
+        return methods
+
+    @field_validator("storage")
+    @classmethod
+    def _sqlite_or_url(cls, storage: str) -> str:
+        if storage != "sqlite" and "://" not in storage:
+            raise ValueError("must be sqlite, or the URL of a database such as postgresql://user@host/name, "
+                             f"not {storage!r}")
+        return storage
+
+    @property
+    def spaces(self) -> dict[str, dict[str, Any]] | None:
+        """By method, what is fixed or narrowed of its hyperparameters; None: every method that fits the task."""
+        return {name: {} for name in self.methods} if isinstance(self.methods, list) else self.methods
+
+    def to_yaml(self) -> str:
+        """A config file that loads as this very Config."""
+        return write_yaml(self.model_dump(exclude_none=True))
+
+
+def _well_formed(methods: Any) -> bool:
+    if isinstance(methods, list):
+        return all(isinstance(name, str) for name in methods)
+    return isinstance(methods, dict) and all(isinstance(space, dict) for space in methods.values()) and all(
+        isinstance(name, str) for names in (methods, *methods.values()) for name in names)
+
+
+def load_config(path: Path | str, overrides: Mapping[str, Any] | None = None) -> Config:
+    """`overrides`: a command's options by dotted name, as {"search.trials": 12}; None leaves the file's value."""
+    path = Path(path)
+    _refuse_other_files(path)
+    document = read_yaml(path)
+    options = {name: value for name, value in (overrides or {}).items() if value is not None}
+    source = Source(path, document, options)
+    if document.values is None:
+        raise InputError("is empty, but model and data.train are needed: finemesh init DATA writes a config", file=path)
+    if not isinstance(document.values, dict):
+        raise InputError("must hold fields such as `model: ...`", file=path, line=1)
+    try:
+        config = Config.model_validate(_merged(document.values, options, out=f"runs/{path.stem}"))
+    except ValidationError as error:
+        raise invalid(error, Config, source) from None
+    _check_plugins(config, source)
+    _check_out(config, source)
+    return _with_found_paths(config, path.parent)
+
+
+def _refuse_other_files(path: Path) -> None:
+    if path.is_dir():
+        mend = f"; its config is {path / 'config.yaml'}" if (path / "config.yaml").exists() else ""
+        raise InputError(f"this is a folder, where a config file is wanted{mend}", file=path)
+    if not path.exists():
+        raise InputError("there is no such config file; finemesh init DATA writes one", file=path)
+    if path.suffix in (".jsonl", ".json", ".csv", ".tsv", ".parquet"):
+        raise InputError(f"this is a data file, where a config is wanted: finemesh init {path} writes one", file=path)
+
+
+def _merged(values: dict[str, Any], options: Mapping[str, Any], out: str) -> dict[str, Any]:
+    """The file's values with the options over them. A field that is left empty (`hours:`) counts as left out."""
+    merged: dict[str, Any] = {"out": out, "data": {}}
+    for name, value in values.items():
+        if isinstance(value, dict) and name in ("data", "search"):
+            merged[name] = {inner: field for inner, field in value.items() if field is not None}
+        elif value is not None:
+            merged[name] = value
+    for option, value in options.items():
+        *section, name = option.split(".")
+        target = merged
+        for part in section:
+            if not isinstance(target.setdefault(part, {}), dict):
+                return merged  # the file's section is of a wrong type: validation says so
+            target = target[part]
+        target[name] = value
+    return merged
+
+
+def _check_plugins(config: Config, source: Source) -> None:
+    """Optimizers, methods and hyperparameters by name. The tables bring torch and NOMAD, so they are imported here."""
+    from finemesh.search.samplers import OPTIMIZERS
+    from finemesh.tuning.methods import METHODS
+
+    optimizer = config.search.optimizer
+    if optimizer not in OPTIMIZERS:
+        unknown = f"there is no optimizer {optimizer}.{nearest(optimizer, OPTIMIZERS)}"
+        raise source.error(("search", "optimizer"), unknown)
+    for index, (method, space) in enumerate((config.spaces or {}).items()):
+        if method not in METHODS:
+            place = index if isinstance(config.methods, list) else method
+            raise source.error(("methods", place), f"there is no method {method}.{nearest(method, METHODS)}")
+        for name, narrowed in space.items():
+            known, field = METHODS[method].space, ("methods", method, name)
+            if name not in known:
+                raise source.error(field, f"{method} has no hyperparameter {name}.{nearest(name, known)}")
+            if misfit := _misfit(narrowed):
+                raise source.error(field, misfit)
+
+
+def _misfit(narrowed: Any) -> str | None:
+    """What is wrong with the form of a range, choices or fixed value; the search's space checks the rest."""
+    if isinstance(narrowed, list):
+        if len(narrowed) != 2 or not all(type(end) in (int, float) for end in narrowed):
+            return f"{narrowed} must be a range [low, high]; single values are written {{choices: [1, 2, 4]}}"
+        if narrowed[0] > narrowed[1]:
+            return f"the range {narrowed} is upside down: write [{narrowed[1]}, {narrowed[0]}]"
+    elif isinstance(narrowed, dict):
+        choices = narrowed.get("choices")
+        if set(narrowed) != {"choices"} or not isinstance(choices, list) or not choices:
+            return f"{narrowed} must be a value, a range [low, high] or {{choices: [1, 2, 4]}}"
+    elif narrowed is None:
+        return "empty; give a value, a range [low, high] or {choices: [1, 2, 4]}"
+    return None
+
+
+def _check_out(config: Config, source: Source) -> None:
+    out = Path(config.out)
+    for part in (out, *out.parents):
+        if part.exists() and not part.is_dir():
+            raise source.error(("out",), f"{part} is a file, where a folder is wanted: choose another folder")
+
+
+def _with_found_paths(config: Config, folder: Path) -> Config:
+    """A path that does not exist from here, but does from the config's folder, is that one."""
+    def found(value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        path = Path(value).expanduser()
+        beside = folder / path
+        return str(beside) if not path.exists() and beside.exists() else str(path) if value.startswith("~") else value
+
+    data = {name: found(getattr(config.data, name)) for name in ("train", "validation", "test")}
+    return config.model_copy(update={"model": found(config.model), "data": config.data.model_copy(update=data)})
