@@ -39,7 +39,7 @@ class DataConfig(Section):
     validation: float | str = 0.1  # a share of the training rows, or a file
     test: float | str = 0.1
     max_length: int = Field(default=512, ge=2)
-    columns: dict[str, str] = {}
+    columns: dict[str, str | int] = {}  # a name, or a position where the file has no header line
 
     @field_validator("validation", "test", mode="before")
     @classmethod
@@ -51,6 +51,14 @@ class DataConfig(Section):
         if isinstance(value, int | float) and not 0 < value < 1:
             raise ValueError(f"a share of the rows must be more than 0 and less than 1, such as 0.1, not {value}")
         return value
+
+    @field_validator("columns", mode="before")
+    @classmethod
+    def _names_or_positions(cls, columns: Any) -> Any:
+        for field, column in columns.items() if isinstance(columns, dict) else ():
+            if isinstance(column, bool) or not isinstance(column, str | int):
+                raise ValueError(f"{field} must be the name of a column, or its position from 0, not {column!r}")
+        return columns
 
     @model_validator(mode="after")
     def _some_rows_are_left(self) -> "DataConfig":
@@ -193,40 +201,28 @@ def _merged(values: dict[str, Any], options: Mapping[str, Any], out: str) -> dic
 
 
 def _check_plugins(config: Config, source: Source) -> None:
-    """Optimizers, methods and hyperparameters by name. The tables bring torch and NOMAD, so they are imported here."""
+    """Optimizers, methods and hyperparameters, by the tables that know them (which bring torch, hence so late)."""
     from finemesh.search.samplers import OPTIMIZERS
+    from finemesh.search.space import Space
     from finemesh.tuning.methods import METHODS
 
     optimizer = config.search.optimizer
     if optimizer not in OPTIMIZERS:
         unknown = f"there is no optimizer {optimizer}.{nearest(optimizer, OPTIMIZERS)}"
         raise source.error(("search", "optimizer"), unknown)
-    for index, (method, space) in enumerate((config.spaces or {}).items()):
+    space = Space({name: method.space for name, method in METHODS.items()})
+    for index, (method, written) in enumerate((config.spaces or {}).items()):
         if method not in METHODS:
             place = index if isinstance(config.methods, list) else method
             raise source.error(("methods", place), f"there is no method {method}.{nearest(method, METHODS)}")
-        for name, narrowed in space.items():
-            known, field = METHODS[method].space, ("methods", method, name)
-            if name not in known:
-                raise source.error(field, f"{method} has no hyperparameter {name}.{nearest(name, known)}")
-            if misfit := _misfit(narrowed):
-                raise source.error(field, misfit)
-
-
-def _misfit(narrowed: Any) -> str | None:
-    """What is wrong with the form of a range, choices or fixed value; the search's space checks the rest."""
-    if isinstance(narrowed, list):
-        if len(narrowed) != 2 or not all(type(end) in (int, float) for end in narrowed):
-            return f"{narrowed} must be a range [low, high]; single values are written {{choices: [1, 2, 4]}}"
-        if narrowed[0] > narrowed[1]:
-            return f"the range {narrowed} is upside down: write [{narrowed[1]}, {narrowed[0]}]"
-    elif isinstance(narrowed, dict):
-        choices = narrowed.get("choices")
-        if set(narrowed) != {"choices"} or not isinstance(choices, list) or not choices:
-            return f"{narrowed} must be a value, a range [low, high] or {{choices: [1, 2, 4]}}"
-    elif narrowed is None:
-        return "empty; give a value, a range [low, high] or {choices: [1, 2, 4]}"
-    return None
+        for name, value in written.items():
+            if value is None:
+                raise source.error(("methods", method, name), "empty; give a value, a range [low, high] or choices")
+            try:
+                space.narrowed({method: {name: value}})
+            except InputError as error:
+                line = source.document.line(("methods", method, name))
+                raise InputError(str(error), file=source.path, line=line) from None
 
 
 def _check_out(config: Config, source: Source) -> None:

@@ -60,7 +60,7 @@ out: "1e5"
 
 
 @pytest.mark.parametrize(("written", "number"), [
-    ("1e-5", 1e-5), ("2e6", 2e6), ("1E3", 1e3), ("-1.5e+2", -150.0), (".5", 0.5), ("3.", 3.0), ("010", 10),
+    ("1e-5", 1e-5), ("2e6", 2e6), ("1E3", 1e3), ("1.5e-2", 0.015), ("+3", 3), (".5", 0.5), ("3.", 3.0), ("010", 10),
     ("2_000", 2000), ("1e5", 1e5),
 ])
 def test_numbers_are_numbers(folder: Path, written: str, number: float) -> None:
@@ -123,6 +123,7 @@ def test_paths_are_looked_for_here_then_beside_the_config(folder: Path) -> None:
     ("methods:\n  lora:\n    rnk: [4, 8]", ["line 6", "no hyperparameter rnk", "Did you mean rank?"]),
     ("methods:\n  lora:\n    rank: [64, 4]", ["line 6", "[64, 4] is upside down", "[4, 64]"]),
     ("methods:\n  lora:\n    rank: [1, 2, 4]", ["line 6", "choices"]),
+    ("methods:\n  lora:\n    rank: high", ["line 6", "methods.lora.rank", "must be a number"]),
     ("methods:\n  lora:\n    rank: {low: 4}", ["line 6", "choices"]),
     ("methods:\n  lora:\n    rank:", ["line 6", "empty; give"]),
     ("model: other/model", ["line 4", "model is given a second time", "line 1"]),
@@ -146,7 +147,7 @@ def test_what_is_wrong_is_said_with_its_line(folder: Path, extra: str, parts: li
     ("test: 0.95", ["data", "1.05", "leaves none"]),
     ("max_length: 1", ["data.max_length: ", "not 1", "at least 2"]),
     ("columns: text", ["data.columns: ", "not 'text'", "indented"]),
-    ("columns: {text: 5}", ["data.columns.text: ", "not 5", "must be text"]),
+    ("columns: {text: [5]}", ["data.columns: text", "not [5]", "name of a column"]),
 ])
 def test_data_fields(folder: Path, data: str, parts: list[str]) -> None:
     message = refused(f"model: some/model\ndata:\n  train: train.jsonl\n  {data}\n")
