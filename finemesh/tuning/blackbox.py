@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from finemesh.trial import Job, Outcome, write_outcome
 from finemesh.tuning.data.batches import Encoded, encode
-from finemesh.tuning.data.formats import Example
+from finemesh.tuning.data.examples import Example
 from finemesh.tuning.data.split import read_split
 from finemesh.tuning.evaluation.generation import answers
 from finemesh.tuning.evaluation.loss import Evaluation, evaluate

@@ -18,7 +18,8 @@ _STATUS = Path("/proc/self/status")
 
 
 class PeakMemory:
-    """A context: `base_mb` is what was held at its start, `peak_mb()` what the work has added at its highest so far.
+    """A context: `base_mb` is what was held at its start, `peak_mb()` what the work has added at its highest so far,
+    or in all once the context is left. One at a time.
 
     Freed heap is given back to the system first; otherwise a small trial after a big one would seem to need nothing.
     """
@@ -28,6 +29,7 @@ class PeakMemory:
         self._highest = 0.0
         self._stop = threading.Event()
         self._sampler: threading.Thread | None = None
+        self._final: float | None = None
 
     def __enter__(self) -> "PeakMemory":
         gc.collect()
@@ -44,12 +46,15 @@ class PeakMemory:
         return self
 
     def peak_mb(self) -> float:
+        if self._final is not None:
+            return self._final
         if torch.cuda.is_available():
             return torch.cuda.max_memory_allocated() / MB - self.base_mb
         highest = self._highest if self._sampler else _high_water_mark_mb()
         return max(0.0, highest - self.base_mb)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._final = self.peak_mb()
         self._stop.set()
 
     def _sample(self) -> None:

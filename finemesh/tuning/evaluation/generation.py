@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from finemesh.tuning.data.batches import prompt_ids
-from finemesh.tuning.data.formats import Dialogue
+from finemesh.tuning.data.examples import Dialogue
 
 MOST_NEW_TOKENS = 128
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from finemesh.hyperparameter import Hyperparameters
 from finemesh.tuning.data.batches import Encoded
-from finemesh.tuning.data.formats import Example
+from finemesh.tuning.data.examples import Example
 from finemesh.tuning.models import TaskName
 
 Point = Mapping[str, Any]

@@ -1,0 +1,24 @@
+import pytest
+
+from finemesh.tuning.evaluation.metrics import classification_metrics, regression_metrics
+
+
+def test_two_classes_by_hand():
+    scores = classification_metrics([0, 0, 1, 1, 1], [0, 1, 1, 1, 0])  # tp 2, fp 1, fn 1, tn 1
+    assert scores["accuracy"] == pytest.approx(0.6)
+    assert scores["f1"] == pytest.approx(2 / 3)
+    assert scores["matthews"] == pytest.approx((2 * 1 - 1 * 1) / (3 * 3 * 2 * 2) ** 0.5)
+
+
+def test_more_classes_take_the_macro_mean():
+    assert classification_metrics([0, 1, 2], [0, 1, 1])["f1"] == pytest.approx((1 + 2 / 3 + 0) / 3)
+
+
+def test_correlations():
+    scores = regression_metrics([1.0, 2.0, 3.0, 4.0], [1.0, 4.0, 9.0, 16.0])
+    assert scores["spearman"] == pytest.approx(1.0)
+    assert 0.9 < scores["pearson"] < 1.0
+
+
+def test_a_constant_prediction_has_no_correlation():
+    assert regression_metrics([1.0, 2.0, 3.0], [2.0, 2.0, 2.0]) == {"pearson": 0.0, "spearman": 0.0}

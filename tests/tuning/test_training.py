@@ -1,0 +1,106 @@
+"""The loop: accumulation, cut and extended schedules, divergence, padding, the head at scored positions."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+
+from finemesh.tuning.data.batches import collate
+from finemesh.tuning.evaluation.loss import batch_losses, evaluate, evaluation_batches
+from finemesh.tuning.methods import METHODS
+from finemesh.tuning.schedule import Schedule
+from finemesh.tuning.training import Diverged, Plan, fine_tune
+from tests import tiny
+
+LORA = METHODS["lora"]
+POINT = {"rank": 4, "alpha_over_rank": 2.0, "dropout": 0.0, "layers": "all", "learning_rate": 1e-2}
+
+
+def tune(folder, steps=4, horizon=4, point=POINT, **changes):
+    folder.mkdir(exist_ok=True)
+    model, context = tiny.case("llama", "instruct")
+    torch.manual_seed(0)
+    tuned = LORA.prepare(model, point, context)
+    plan = Plan("instruct", steps, horizon, 8, 0, 0, **changes)
+    progress = fine_tune(tuned, LORA, point, context.encoded, plan, Accelerator(cpu=True),
+                         lambda: evaluate(tuned, context.encoded, "instruct", 0).loss, folder)
+    return tuned, progress
+
+
+def test_accumulation_changes_nothing_but_memory(tmp_path):
+    whole, _ = tune(tmp_path / "a")
+    parts, _ = tune(tmp_path / "b", accumulation=4)
+    for one, other in zip(LORA.state(whole).values(), LORA.state(parts).values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_dropout_is_continued_exactly(tmp_path):
+    point = {**POINT, "dropout": 0.2}
+    whole, _ = tune(tmp_path / "a", 5, 5, point)
+    tune(tmp_path / "b", 2, 5, point)
+    cut, _ = tune(tmp_path / "b", 5, 5, point)
+    assert all(torch.equal(a, b) for a, b in zip(LORA.state(whole).values(), LORA.state(cut).values(), strict=True))
+
+
+def test_a_cut_run_followed_the_long_schedule():
+    long = Schedule.over(100)
+    assert [Schedule.over(100).factor(i) for i in range(30)] == [long.factor(i) for i in range(30)]
+    assert long.factor(0) < long.factor(4)
+    assert all(long.factor(i) == 1.0 for i in range(long.warmup, long.decay_start))
+    assert 0 < long.factor(99) < long.factor(90) < 1.0
+
+
+def test_an_extended_run_is_the_longer_run(tmp_path):
+    """20 steps of a horizon of 30, then extended to 40: equal to the run that was planned for 40 with that warmup."""
+    tune(tmp_path / "a", 12, 20)
+    extended, progress = tune(tmp_path / "a", 30, 30)
+    planned, reference = tune(tmp_path / "b", 30, 30)
+    rates = [line.learning_rate for line in progress.curve if line.step > 12]
+    assert rates == [line.learning_rate for line in reference.curve if line.step > 12]
+    if Schedule.over(20).warmup == Schedule.over(30).warmup:
+        assert all(torch.equal(a, b) for a, b in zip(LORA.state(extended).values(), LORA.state(planned).values(), strict=True))
+
+
+def test_a_checkpoint_off_the_way_is_not_used(tmp_path):
+    tune(tmp_path / "a", 19, 20)  # already in the decay of 20
+    fresh, progress = tune(tmp_path / "a", 30, 30)
+    planned, _ = tune(tmp_path / "b", 30, 30)
+    assert [line.step for line in progress.curve] == list(range(31))
+    assert all(torch.equal(a, b) for a, b in zip(LORA.state(fresh).values(), LORA.state(planned).values(), strict=True))
+
+
+def test_a_rate_beyond_reason_is_divergence(tmp_path):
+    with pytest.raises(Diverged, match="training loss is"):
+        tune(tmp_path / "a", 40, 40, {**POINT, "learning_rate": float("inf")})
+
+
+def test_losses_are_those_of_the_full_logits():
+    model, context = tiny.case("llama", "instruct")
+    batch = collate(list(context.encoded[:6]), 0)
+    logits = model(input_ids=batch.input_ids, attention_mask=(batch.input_ids != 0).long()).logits
+    plain = F.cross_entropy(logits[:, :-1].transpose(1, 2), batch.input_ids[:, 1:], reduction="none")[batch.scored[:, 1:]]
+    torch.testing.assert_close(batch_losses(model, batch, "instruct").losses, plain, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "task"), [("llama", "instruct"), ("gpt2", "instruct"), ("bert", "classify"), ("llama", "classify")])
+def test_padding_changes_no_loss(kind, task):
+    model, context = tiny.case(kind, task)
+    together = evaluate(model, context.encoded, task, 0)
+    alone = [evaluate(model, [row], task, 0) for row in context.encoded]
+    assert together.row_losses == pytest.approx([e.loss for e in alone], abs=1e-5)
+    assert together.loss == pytest.approx(sum(e.loss * e.scored_tokens for e in alone) / together.scored_tokens, abs=1e-5)
+
+
+def test_evaluation_batches_hold_every_row_once():
+    lengths = [3, 50, 7, 900, 12, 12, 5000]
+    batches = evaluation_batches(lengths, 1000)
+    assert sorted(i for batch in batches for i in batch) == list(range(7))
+    assert all(len(b) == 1 or max(lengths[i] for i in b) * len(b) <= 1000 for b in batches)
+
+
+def test_validates_along_the_way_and_at_the_end():
+    plan = Plan("instruct", 20, 20, 8, 0, 0, validations=4)
+    assert [s for s in range(21) if plan.validates(s)] == [5, 10, 15, 20]
+    assert [s for s in range(8) if replace(plan, steps=7).validates(s)] == [5, 7]
