@@ -1,0 +1,59 @@
+"""What a run found, in words; honest where the intervals do not tell two apart."""
+
+from finemesh.results import words
+from finemesh.results.record import Record, Row
+
+
+def headline(record: Record) -> str:
+    """A few words, for a heading."""
+    rows = {row.kind: row for row in record.rows() if row.loss is not None}
+    if "winner" not in rows:
+        if record.best is None:
+            return "No usable trial" if record.outcomes else "No trial yet"
+        return f"{record.best.method} leads after {words.count(len(record.outcomes), 'trial')}"
+    winner, untuned = rows["winner"], rows.get("untuned")
+    if untuned is None:
+        return f"{winner.method} wins with a test loss of {words.loss(winner.loss)}"
+    if winner.overlaps(untuned):
+        return "No fine-tuning that is surely better than none"
+    change = "brings" if (winner.loss or 0.0) < (untuned.loss or 0.0) else "raises"
+    return f"{winner.method} {change} the test loss from {words.loss(untuned.loss)} to {words.loss(winner.loss)}"
+
+
+def finding(record: Record) -> str:
+    """What was found, in one to three sentences."""
+    rows = record.rows()
+    winner = next((row for row in rows if row.kind == "winner" and row.loss is not None), None)
+    if winner is None:
+        return without_winner(record)
+    untuned = next((row for row in rows if row.kind == "untuned" and row.loss is not None), None)
+    best_reference = min((row for row in rows if row.kind == "reference" and row.loss is not None),
+                         key=lambda row: row.loss or 0.0, default=None)
+    text = f"{winner.method} with {winner.settings} is the best fine-tuning found: its loss on rows that the search " \
+           f"never saw is {words.loss(winner.loss)} (95 % interval {words.interval(winner.result)})"
+    text += f", against {words.loss(untuned.loss)} for the untuned model." if untuned else "."
+    if untuned and winner.overlaps(untuned):
+        text += " The two intervals overlap: whether fine-tuning helps at all cannot be told from this test split."
+    if best_reference is not None:
+        text += compared(winner, best_reference)
+    return text
+
+
+def compared(winner: Row, reference: Row) -> str:
+    name = f"the best reference settings ({reference.method}, {words.loss(reference.loss)})"
+    if winner.overlaps(reference):
+        return f" It cannot be told apart from {name}: their intervals overlap."
+    if (winner.loss or 0.0) < (reference.loss or 0.0):
+        return f" It also beats {name}: their intervals do not overlap."
+    return f" But {name} do better: their intervals do not overlap."
+
+
+def without_winner(record: Record) -> str:
+    if not record.outcomes:
+        return "No trial has ended yet."
+    if record.best is None:
+        return f"No trial of {len(record.outcomes)} could be used: see the table of trials for what went wrong."
+    settings = words.settings(record.best.hyperparameters)
+    text = f"Best so far, after {words.count(len(record.outcomes), 'trial')}: {record.best.method} with {settings}, " \
+           f"validation loss {words.loss(record.best.validation_loss)}."
+    return text + " The search has not finished: the leaders are not repeated and the test split is not used yet."

@@ -1,0 +1,135 @@
+"""Everything a run folder says, read once: what the summary, the status and the report are made of.
+
+A run may be of any age: still searching, stopped, with every trial failed, finished. What is missing is empty here.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from finemesh.errors import InputError
+from finemesh.results import words
+from finemesh.run import Curve, RunFolder
+from finemesh.trial import Outcome
+from finemesh.yaml_lines import read_yaml
+
+Result = Mapping[str, Any]  # loss, low, high, metrics on the test split; perhaps error
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the results: a model and what it reached on the test split."""
+
+    title: str
+    kind: str  # untuned, reference, winner
+    method: str | None
+    settings: str
+    result: Result
+
+    @property
+    def loss(self) -> float | None:
+        return self.result.get("loss")
+
+    def overlaps(self, other: "Row") -> bool:
+        """Whether the intervals of the two share a value; False where one has none."""
+        low, high, other_low, other_high = (row.result.get(end) for row in (self, other) for end in ("low", "high"))
+        if low is None or high is None or other_low is None or other_high is None:
+            return False
+        return bool(low <= other_high and other_low <= high)
+
+
+@dataclass(frozen=True)
+class Record:
+    """`outcomes` are in the order of their numbers; `curves` has those that wrote one."""
+
+    folder: Path
+    state: str  # running, stopped, finished
+    config: Mapping[str, Any]
+    task: str
+    outcomes: tuple[Outcome, ...]
+    curves: Mapping[int, Curve]
+    repeats: tuple[Outcome, ...]
+    references: Mapping[str, tuple[Outcome, ...]]
+    finish: Mapping[str, Any] | None
+    splits: Mapping[str, Any]
+    machine: Mapping[str, Any]
+    seconds: float
+
+    @cached_property
+    def scored(self) -> list[Outcome]:
+        """The complete trials, best first, without the copies."""
+        done = [o for o in self.outcomes if o.state == "complete" and o.duplicate_of is None]
+        return sorted((o for o in done if o.validation_loss is not None), key=lambda o: o.validation_loss or 0.0)
+
+    @property
+    def best(self) -> Outcome | None:
+        return self.scored[0] if self.scored else None
+
+    @cached_property
+    def methods(self) -> list[str]:
+        """In the order of their best losses, those without any last."""
+        return list(dict.fromkeys([o.method for o in self.scored] + [o.method for o in self.outcomes]))
+
+    @cached_property
+    def leaders(self) -> list[int]:
+        """The numbers of the repeated trials, or of the three best where none is repeated yet."""
+        repeated = list(dict.fromkeys(outcome.number for outcome in self.repeats))
+        return repeated or [outcome.number for outcome in self.scored[:3]]
+
+    @property
+    def winner(self) -> Mapping[str, Any] | None:
+        return (self.finish or {}).get("winner")
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return self.config.get("search") or {}
+
+    def rows(self) -> list[Row]:
+        """Untuned, the references from worst to best, the winner: what the test split said."""
+        if self.finish is None:
+            return []
+        rows = []
+        if self.finish.get("untuned"):
+            rows.append(Row("untuned model", "untuned", None, "as it was", self.finish["untuned"]))
+        known = (self.finish.get("reference") or {}).items()
+        for method, result in sorted(known, key=lambda pair: -(pair[1].get("loss") or float("inf"))):
+            text = words.settings(result.get("hyperparameters", {}))
+            rows.append(Row(f"{method}, reference settings", "reference", method, text, result))
+        if self.winner is not None:
+            text = words.settings(self.winner.get("hyperparameters", {}))
+            rows.append(Row(f"{self.winner['method']}, trial {self.winner['number']}: the winner", "winner",
+                            self.winner["method"], text, self.winner))
+        return rows
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """{} where there is no such file."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def state(run: RunFolder) -> str:
+    """Finished as soon as finish.json is there, even while the report is being written."""
+    return "finished" if run.finish() is not None else "running" if run.working() else "stopped"
+
+
+def read_record(folder: Path) -> Record:
+    run = RunFolder(folder)
+    if not run.config.exists():
+        raise InputError(f"{folder} is not the folder of a run: it has no config.yaml. Name the folder that "
+                         "`finemesh search` wrote (its `out`).")
+    config = read_yaml(run.config).values
+    outcomes = run.outcomes()
+    references: dict[str, list[Outcome]] = {}
+    for outcome in run.references():
+        references.setdefault(outcome.method, []).append(outcome)
+    curves = {outcome.number: run.curve(outcome.number) for outcome in outcomes}
+    return Record(
+        folder=folder, state=state(run), config=config,
+        task=config.get("task") or read_document(run.task).get("task", "instruct"),
+        outcomes=tuple(outcomes), curves={number: curve for number, curve in curves.items() if curve},
+        repeats=tuple(run.repeats()), references={method: tuple(found) for method, found in references.items()},
+        finish=run.finish(), splits=read_document(run.splits / "summary.json"), machine=read_document(run.machine),
+        seconds=run.clock().get("seconds", 0.0))

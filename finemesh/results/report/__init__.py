@@ -1,0 +1,92 @@
+"""report.html: one file that loads nothing, readable on a phone and in the dark. Python counts, the template draws."""
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+import finemesh
+from finemesh.results import words
+from finemesh.results.finding import finding, headline
+from finemesh.results.record import Record, read_record
+from finemesh.results.report.charts import looks
+from finemesh.results.report.history import history, learning_curves
+from finemesh.results.report.importance import Importance, importances, spaces
+from finemesh.results.report.methods import strips
+from finemesh.results.report.parallel import parallels
+from finemesh.results.report.table import COLUMNS, about, facts, results, table
+from finemesh.results.summary import meaning
+
+HERE = Path(__file__).parent
+SECTIONS = (("results", "Results"), ("answers", "Before and after"), ("history", "Search"), ("curves", "Curves"),
+            ("importance", "What mattered"), ("methods", "Methods"), ("settings", "Settings"), ("trials", "Trials"),
+            ("about", "Data and machine"))
+KINDS = (("winner", "winner"), ("infeasible", "infeasible"), ("pruned", "pruned"), ("duplicate", "same settings again"),
+         ("failed", "failed"))
+
+
+def write_report(run: Path) -> Path:
+    """Writes report.html into the folder of a run of any age; a former report is replaced whole."""
+    record = read_record(run)
+    environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined,
+                              trim_blocks=True, lstrip_blocks=True)
+    page = environment.get_template("page.html").render(content(record))
+    path = run / "report.html"
+    temporary = path.with_name(".report.html")
+    temporary.write_text(page, encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def content(record: Record) -> dict[str, Any]:
+    """What the template shows, by name."""
+    look = looks(record.methods)
+    known = spaces(record)
+    rows, ticks = results(record, look)
+    trials = table(record)
+    return {
+        "record": record, "name": record.folder.resolve().name, "headline": headline(record),
+        "finding": finding(record), "facts": facts(record), "sections": SECTIONS, "looks": look,
+        "rows": rows, "ticks": ticks, "test_rows": test_rows(record), "meaning": meaning(record),
+        "unit": words.UNITS.get(record.task, ""), "answers": answers(record),
+        "history": history(record, look), "curves": learning_curves(record, look),
+        "kinds": [pair for pair in KINDS if any(trial.kind == pair[0] for trial in trials)],
+        "importances": readable(importances(record, known)), "strips": strips(record, look),
+        "parallels": parallels(record, look, known), "columns": COLUMNS, "trials": trials,
+        "about": about(record), "commands": commands(record), "config": config_text(record),
+        "version": finemesh.__version__, "css": Markup((HERE / "page.css").read_text(encoding="utf-8")),
+        "script": Markup((HERE / "page.js").read_text(encoding="utf-8")),
+    }
+
+
+def test_rows(record: Record) -> str:
+    count = ((record.finish or {}).get("rows") or {}).get("test")
+    return f"{words.count(count, 'row')} that no trial was trained or chosen on" if count else \
+        "rows that no trial was trained or chosen on"
+
+
+def answers(record: Record) -> list[dict[str, str]]:
+    keys = ("prompt", "before", "after", "reference")
+    return [{key: "" if answer.get(key) is None else str(answer[key]).strip() for key in keys}
+            for answer in (record.finish or {}).get("answers") or []]
+
+
+def readable(found: list[Importance]) -> list[Importance]:
+    return [Importance(one.method, tuple((words.name(name), share) for name, share in one.shares), one.note)
+            for one in found]
+
+
+def commands(record: Record) -> str:
+    out = record.config.get("out") or str(record.folder)
+    lines = ["# save the config below as finemesh.yaml, then:", "finemesh search finemesh.yaml --out again"]
+    winner = (record.winner or {}).get("number", record.best.number if record.best else None)
+    if winner is not None:
+        lines += ["", f"# trial {winner} alone, from this run's folder:", f"finemesh tune {out} --trial {winner}"]
+    if (record.folder / "best").is_dir():
+        lines += ["", "# use the winner:", f"finemesh predict {out} --data questions.jsonl"]
+    return "\n".join(lines)
+
+
+def config_text(record: Record) -> str:
+    return (record.folder / "config.yaml").read_text(encoding="utf-8")

@@ -1,0 +1,90 @@
+"""What mattered: how much each hyperparameter decides the order of a method's trials (functional ANOVA, by Optuna).
+
+Losses are replaced by their ranks, else a few diverged trials would explain everything. Methods have hyperparameters
+of their own, so each is looked at alone. Functional ANOVA: Hutter et al. 2014.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from finemesh.results import words
+from finemesh.results.record import Record
+from finemesh.trial import Outcome
+
+FEWEST = 10  # trials of a method below which nothing can be told
+
+Spaces = Mapping[str, Mapping[str, BaseDistribution]]
+
+
+@dataclass(frozen=True)
+class Importance:
+    """`shares` sum to 1, largest first; empty where `note` says why."""
+
+    method: str
+    shares: tuple[tuple[str, float], ...]
+    note: str
+
+
+def stored_spaces(record: Record) -> dict[str, dict[str, BaseDistribution]]:
+    """Each method's hyperparameters with their ranges, from study.db; {} where it cannot be read."""
+    database = record.folder / "study.db"
+    if not database.exists():
+        return {}
+    spaces: dict[str, dict[str, BaseDistribution]] = {}
+    try:
+        for trial in optuna.load_study(study_name=None, storage=f"sqlite:///{database}").get_trials(deepcopy=False):
+            for name, distribution in trial.distributions.items():
+                method, _, hyperparameter = name.partition(".")
+                if hyperparameter:
+                    spaces.setdefault(method, {})[hyperparameter] = distribution
+    except Exception:  # SQLAlchemy and Optuna have no common base; a report without ranges is better than none
+        return {}
+    return spaces
+
+
+def spaces(record: Record) -> dict[str, dict[str, BaseDistribution]]:
+    """As stored, with the ranges seen in the trials for what the store does not know."""
+    known = stored_spaces(record)
+    for method in record.methods:
+        values: dict[str, list[Any]] = {}
+        for outcome in record.outcomes:
+            for name, value in outcome.hyperparameters.items() if outcome.method == method else ():
+                values.setdefault(name, []).append(value)
+        known[method] = {name: known.get(method, {}).get(name) or seen(found) for name, found in values.items()}
+    return known
+
+
+def seen(values: list[Any]) -> BaseDistribution:
+    low, high = (min(values), max(values)) if all(type(v) in (int, float) for v in values) else (None, None)
+    if low is None or high is None:
+        return CategoricalDistribution(sorted(set(values), key=str))
+    log = low > 0 and high / low > 50
+    whole = all(isinstance(value, int) for value in values)
+    return IntDistribution(low, high, log=log) if whole else FloatDistribution(low, high, log=log)
+
+
+def importances(record: Record, known: Spaces) -> list[Importance]:
+    return [of_method(method, [o for o in record.scored if o.method == method], known.get(method, {}))
+            for method in record.methods]
+
+
+def of_method(method: str, outcomes: list[Outcome], space: Mapping[str, BaseDistribution]) -> Importance:
+    if len(outcomes) < FEWEST:
+        return Importance(method, (), f"{words.count(len(outcomes), 'complete trial')}, "
+                                      f"too few to tell: {FEWEST} are needed.")
+    study = optuna.create_study(storage=optuna.storages.InMemoryStorage())
+    for rank, outcome in enumerate(outcomes):  # best first
+        params = {name: value for name, value in outcome.hyperparameters.items() if name in space}
+        study.add_trial(optuna.trial.create_trial(
+            params=params, distributions={name: space[name] for name in params}, value=float(rank)))
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    found = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    left_out = sorted(set(space) - set(found))
+    note = f"From {words.count(len(outcomes), 'trial')}" + ("; a rough picture." if len(outcomes) < 30 else ".")
+    if left_out:
+        note += f" Not active in every trial, so left out: {', '.join(words.name(name) for name in left_out)}."
+    return Importance(method, tuple((name, float(share)) for name, share in found.items()), note)

@@ -1,0 +1,79 @@
+"""Method against method on the validation split: all trials, the median, the best; repeats and references beside."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median
+
+from finemesh.results import words
+from finemesh.results.record import Record
+from finemesh.results.report.charts import Mark, Scale, Tick, loss_scale
+from finemesh.results.report.history import kind, tip
+from finemesh.trial import Outcome
+
+
+@dataclass(frozen=True)
+class Spread:
+    """One setting on several seeds: the lowest, mean and highest loss, in percent of the track."""
+
+    title: str
+    low: float
+    mean: float
+    high: float
+    text: str
+    kind: str  # repeat, reference
+
+
+@dataclass(frozen=True)
+class Strip:
+    """A method's trials on one track."""
+
+    method: str
+    look: str
+    text: str
+    marks: Sequence[Mark]
+    median: float | None
+    spreads: Sequence[Spread]
+
+
+@dataclass(frozen=True)
+class Strips:
+    rows: Sequence[Strip]
+    ticks: Sequence[Tick]
+
+
+def losses(outcomes: Sequence[Outcome]) -> list[float]:
+    return [o.validation_loss for o in outcomes if o.validation_loss is not None and o.state == "complete"]
+
+
+def strips(record: Record, looks: Mapping[str, str]) -> Strips | None:
+    """None where no trial is complete."""
+    again = [loss for outcomes in record.references.values() for loss in losses(outcomes)] + losses(record.repeats)
+    scale = loss_scale(losses(record.scored) + again)
+    if not record.scored:
+        return None
+    return Strips([strip(record, method, looks[method], scale) for method in record.methods], scale.ticks())
+
+
+def strip(record: Record, method: str, look: str, scale: Scale) -> Strip:
+    outcomes = [outcome for outcome in record.scored if outcome.method == method]
+    winner = (record.winner or {}).get("number")
+    marks = [Mark(scale.at(o.validation_loss or 0.0), 20 + 60 * ((o.number * 0.618) % 1), look, kind(o, winner), tip(o))
+             for o in reversed(outcomes)]
+    found = losses(outcomes)
+    text = words.count(len(found), "trial")
+    if found:
+        text += f", best {words.loss(min(found))}, median {words.loss(median(found))}"
+    spreads = [spread(f"trial {number} on new seeds", repeats, scale, "repeat") for number in record.leaders
+               if (repeats := [o for o in record.repeats if o.number == number and o.method == method])]
+    spreads += [spread("reference settings", record.references.get(method, ()), scale, "reference")]
+    return Strip(method, look, text, marks, scale.at(median(found)) if found else None,
+                 [one for one in spreads if one is not None])
+
+
+def spread(title: str, outcomes: Sequence[Outcome], scale: Scale, kind: str) -> Spread | None:
+    found = losses(outcomes)
+    if not found:
+        return None
+    text = f"{title}: mean {words.loss(fmean(found))}, {words.loss(min(found))} to {words.loss(max(found))} " \
+           f"over {words.count(len(found), 'seed')}"
+    return Spread(title, scale.at(min(found)), scale.at(fmean(found)), scale.at(max(found)), text, kind)

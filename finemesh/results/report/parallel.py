@@ -1,0 +1,69 @@
+"""Parallel coordinates: a method's trials as lines through its hyperparameters to the loss."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from finemesh.results import words
+from finemesh.results.record import Record
+from finemesh.results.report.charts import Line, Scale, Tick, loss_scale, path
+from finemesh.results.report.history import tip
+from finemesh.results.report.methods import losses
+
+
+@dataclass(frozen=True)
+class Axis:
+    at: float
+    title: str
+    ticks: Sequence[Tick]  # from the top
+
+
+@dataclass(frozen=True)
+class Parallel:
+    method: str
+    look: str
+    axes: Sequence[Axis]
+    lines: Sequence[Line]
+    name: str
+
+
+def parallels(record: Record, looks: Mapping[str, str], spaces: Mapping[str, Mapping[str, BaseDistribution]]
+              ) -> list[Parallel]:
+    """One a method with at least two complete trials."""
+    return [parallel(record, method, looks[method], spaces.get(method, {})) for method in record.methods
+            if sum(o.method == method for o in record.scored) > 1]
+
+
+def parallel(record: Record, method: str, look: str, space: Mapping[str, BaseDistribution]) -> Parallel:
+    outcomes = [outcome for outcome in record.scored if outcome.method == method]
+    names = [name for name in space if any(name in o.hyperparameters for o in outcomes)]
+    loss = loss_scale(losses(outcomes))
+    places = {name: round(100 * i / len(names), 2) for i, name in enumerate(names)}
+    axes = [Axis(places[name], words.name(name), ends(space[name])) for name in names]
+    axes.append(Axis(100, "loss", [Tick(0, words.loss(loss.high)), Tick(100, words.loss(loss.low))]))
+    lines = []
+    for rank, outcome in reversed(list(enumerate(outcomes))):  # the best are drawn last
+        points = [(places[name], height(space[name], outcome.hyperparameters[name])) for name in names
+                  if name in outcome.hyperparameters]
+        points.append((100.0, 100 - loss.at(outcome.validation_loss or 0.0)))
+        best = "top" if rank < 3 else "good" if rank < len(outcomes) / 3 else "faint"
+        lines.append(Line(path(points), look, best, tip(outcome)))
+    said = f"{words.count(len(outcomes), 'trial')} of {method} through {', '.join(words.name(n) for n in names)}."
+    return Parallel(method, look, axes, lines, said)
+
+
+def height(distribution: BaseDistribution, value: Any) -> float:
+    if isinstance(distribution, CategoricalDistribution):
+        last = len(distribution.choices) - 1
+        return 100 - 100 * distribution.choices.index(value) / last if last else 50.0
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    return 100 - Scale(distribution.low, distribution.high, distribution.log).at(float(value))
+
+
+def ends(distribution: BaseDistribution) -> list[Tick]:
+    if isinstance(distribution, CategoricalDistribution):
+        return [Tick(height(distribution, value), words.setting(value)) for value in reversed(distribution.choices)]
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    return [Tick(0, words.setting(distribution.high)), Tick(100, words.setting(distribution.low))]

@@ -1,0 +1,117 @@
+"""The report's lists: the test results with their intervals, the table of trials, data, machine and commands."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from finemesh.results import words
+from finemesh.results.record import Record, Row
+from finemesh.results.report.charts import Scale, Tick, loss_scale
+from finemesh.results.report.history import kind as kind_of
+from finemesh.trial import Outcome
+
+COLUMNS = (("number", "trial", "num"), ("state", "state", ""), ("method", "method", ""),
+           ("settings", "settings", "wide"), ("loss", "loss", "num"), ("seconds", "seconds", "num"), ("memory", "memory MB", "num"),
+           ("trainable", "trained parameters", "num"), ("adapter", "adapter MB", "num"))
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A row of the results with its interval in percent of the track."""
+
+    row: Row
+    look: str
+    low: float | None
+    mean: float | None
+    high: float | None
+    loss: str
+    interval: str
+    metrics: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    title: str
+    kind: str
+    text: str
+    value: Any = ""  # what the table sorts by; "" is unknown
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class TableRow:
+    kind: str
+    cells: tuple[Cell, ...]
+
+
+def results(record: Record, looks: Mapping[str, str]) -> tuple[list[Drawn], list[Tick]]:
+    rows = record.rows()
+    ends = [row.result.get(end) for row in rows for end in ("low", "loss", "high")]
+    scale = loss_scale(end for end in ends if end is not None)
+    return [drawn(row, looks.get(row.method or "", "plain circle"), scale) for row in rows], scale.ticks()
+
+
+def drawn(row: Row, look: str, scale: Scale) -> Drawn:
+    low, high = (row.result.get(end) for end in ("low", "high"))
+    at = None if row.loss is None else scale.at(row.loss)
+    return Drawn(row, look, at if low is None else scale.at(low), at, at if high is None else scale.at(high),
+                 words.loss(row.loss), words.interval(row.result) or row.result.get("error") or "not measured",
+                 words.metrics(row.result.get("metrics")))
+
+
+def table(record: Record) -> list[TableRow]:
+    winner = (record.winner or {}).get("number")
+    return [TableRow(kind_of(outcome, winner), cells(outcome, winner)) for outcome in record.outcomes]
+
+
+def cells(outcome: Outcome, winner: Any) -> tuple[Cell, ...]:
+    state = "winner" if outcome.number == winner else "duplicate" if outcome.duplicate_of is not None else outcome.state
+    note = outcome.error or ""
+    if outcome.duplicate_of is not None:
+        note = f"the same settings as trial {outcome.duplicate_of}, whose outcome it has"
+    loss = outcome.validation_loss
+    values = ((str(outcome.number), outcome.number, ""), (state, state, ""), (outcome.method, outcome.method, ""),
+              (words.settings(outcome.hyperparameters), words.settings(outcome.hyperparameters), note),
+              (words.loss(loss) if loss is not None else "", loss, ""), amount(outcome.seconds),
+              amount(outcome.peak_memory_mb), amount(outcome.trainable_parameters), amount(outcome.adapter_mb, 1))
+    return tuple(Cell(title, kind, text, "" if value is None else value, note)
+                 for (_, title, kind), (text, value, note) in zip(COLUMNS, values, strict=True))
+
+
+def amount(value: float | None, digits: int = 0) -> tuple[str, float | None, str]:
+    return ("" if value is None else f"{value:,.{digits}f}", value, "")
+
+
+def facts(record: Record) -> list[tuple[str, str]]:
+    """The tiles under the heading."""
+    found = []
+    rows = {row.kind: row for row in record.rows()}
+    for kind, title in (("untuned", "untuned test loss"), ("winner", "winner's test loss")):
+        if kind in rows:
+            found.append((title, words.loss(rows[kind].loss)))
+            accuracy = (rows[kind].result.get("metrics") or {}).get("accuracy")
+            if accuracy is not None:
+                found.append((f"{kind} accuracy", words.metric("accuracy", accuracy)))
+    if not rows and record.best is not None:
+        found.append(("best validation loss", words.loss(record.best.validation_loss)))
+    bad = sum(outcome.state == "failed" for outcome in record.outcomes)
+    found.append(("trials", f"{len(record.outcomes)}" + (f" ({bad} failed)" if bad else "")))
+    found.append(("methods", str(len(record.methods))))
+    return [*found, ("time", words.duration(record.seconds))] if record.seconds else found
+
+
+def about(record: Record) -> list[tuple[str, str]]:
+    """Data, machine, versions: what has a value."""
+    splits, machine, search = record.splits, record.machine, record.settings
+    rows = splits.get("rows")
+    versions = ", ".join(f"{name} {version}" for name, version in (machine.get("versions") or {}).items())
+    pairs = (
+        ("model", record.config.get("model")), ("task", record.task),
+        ("data", (record.config.get("data") or {}).get("train")), ("format", splits.get("format")),
+        ("rows", ", ".join(f"{count:,} {split}" for split, count in rows.items()) if isinstance(rows, dict) else rows),
+        ("duplicates left out", splits.get("duplicates")), ("rows without a scored token", splits.get("dropped")),
+        ("data hash", splits.get("data_hash")), ("optimizer", search.get("optimizer")),
+        ("steps of a trial", search.get("steps")), ("seed", search.get("seed")),
+        ("precision", machine.get("precision")), ("processor", machine.get("processor")),
+        ("threads", machine.get("threads")), ("versions", versions))
+    return [(title, str(value)) for title, value in pairs if value not in (None, "")]

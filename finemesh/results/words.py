@@ -1,0 +1,80 @@
+"""Numbers and settings as people read them: the same in the live display, the summary, the report and the card."""
+
+import itertools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+UNITS = {"instruct": "nats a token", "classify": "nats a row", "regress": "squared error"}
+LOSS_WORDS = {
+    "instruct": "The loss is the mean of -ln(probability) over the tokens of the answers: lower is better.",
+    "classify": "The loss is the mean of -ln(probability of the right label) over the rows: lower is better.",
+    "regress": "The loss is the mean squared error over the rows: lower is better.",
+}
+PERCENT = ("accuracy",)
+
+
+def loss(value: float | None) -> str:
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:.3f}" if abs(value) < 1000 else f"{value:.2e}"
+
+
+def interval(result: Mapping[str, Any]) -> str:
+    low, high = result.get("low"), result.get("high")
+    return "" if low is None or high is None else f"{loss(low)} to {loss(high)}"
+
+
+def setting(value: Any) -> str:
+    """1e-4, 0.05, 16, all_linear: three significant digits."""
+    if isinstance(value, bool) or not isinstance(value, float):
+        return str(value)
+    if value == 0:
+        return "0"
+    if 1e-3 < abs(value) < 1e5:
+        return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+
+
+def name(key: str) -> str:
+    return key.replace("_", " ")
+
+
+def settings(hyperparameters: Mapping[str, Any], most: int | None = None) -> str:
+    """'learning rate 3.1e-4, rank 16'; `most` keeps the first ones."""
+    pairs = [f"{name(key)} {setting(value)}" for key, value in hyperparameters.items()]
+    return ", ".join(pairs[:most])
+
+
+def metric(key: str, value: float) -> str:
+    return f"{100 * value:.1f} %" if key in PERCENT else f"{value:.3f}"
+
+
+def metrics(values: Mapping[str, Any] | None) -> str:
+    return ", ".join(f"{name(key)} {metric(key, value)}" for key, value in (values or {}).items() if value is not None)
+
+
+def duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def count(number: int, noun: str) -> str:
+    """'1 trial', '3 trials'; irregular plurals are not needed here."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def spark(values: list[float], width: int) -> str:
+    """The values as a line of blocks at most `width` wide; neighbours are averaged where there are more."""
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite or width < 1:
+        return ""
+    size = min(width, len(finite))
+    edges = [round(i * len(finite) / size) for i in range(size + 1)]
+    means = [sum(finite[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
+    low, high = min(means), max(means)
+    span = (high - low) or 1.0
+    return "".join("▁▂▃▄▅▆▇█"[min(7, int((mean - low) / span * 8))] for mean in means)
