@@ -110,3 +110,10 @@ def _explanation(error: yaml.MarkedYAMLError, text: str) -> str:
     mend = ": indent with spaces, not with tabs" if "\t" in line[: len(line) - len(line.lstrip())] else ""
     reason = error.problem or error.context or "malformed"
     return f"not YAML: {reason}{mend}" + (f" (the line is {line.strip()[:60]!r})" if line.strip() else "")
+
+
+def scalar(text: str) -> Any:
+    """One value as the config would read it: 8 is a number, true a boolean, all-linear text; None where it is empty."""
+    loader = Loader("")
+    node = yaml.ScalarNode(loader.resolve(yaml.ScalarNode, text, (True, False)), text)
+    return loader.construct_object(node)

@@ -1,0 +1,296 @@
+"""The commands: parse, call finemesh.api, print. What they do is there; how a search is shown, in results/.
+
+Standard output carries the result alone (with --json one document), standard error all else. Exit status: 0 done, 2 the
+input is wrong, 130 interrupted, 1 anything else. finemesh.api brings torch, so it is imported by the commands.
+"""
+
+import contextlib
+import errno
+import json
+import shlex
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
+
+import typer
+
+from finemesh.errors import InputError
+from finemesh.yaml_lines import scalar
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from finemesh.config import Config
+    from finemesh.search.observer import Observer
+    from finemesh.trial import Outcome
+
+app = typer.Typer(name="finemesh", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+                  help="Finds the best way to fine-tune a language model on your data, within your budget.",
+                  epilog="Start with: finemesh init DATA, then finemesh search finemesh.yaml")
+CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+INTERRUPTED = 130  # what typer makes of Ctrl-C
+
+
+def _argument(metavar: str, text: str) -> Any:
+    return typer.Argument(metavar=metavar, show_default=False, help=text)
+
+
+def _option(name: str, metavar: str, text: str) -> Any:
+    return typer.Option(name, metavar=metavar, show_default=False, help=text)
+
+
+def _number(name: str, metavar: str, text: str) -> Any:
+    """Read as the config reads it (1e2 is a number) and checked there, so that one thing is said in one way."""
+    return typer.Option(name, metavar=metavar, show_default=False, help=text, parser=scalar)
+
+
+ConfigFile = Annotated[Path, _argument("CONFIG", "a finemesh.yaml")]
+Run = Annotated[Path, _argument("RUN", "the folder that a search wrote")]
+Out = Annotated[str | None, _option("--out", "DIR", "where to write")]
+Json = Annotated[bool, typer.Option("--json", help="one JSON document on standard output")]
+Debug = Annotated[bool, typer.Option("--debug", help="the traceback of an error")]
+
+
+@app.command()
+def init(
+    data: Annotated[str, _argument("DATA", ".jsonl .json .csv .tsv .parquet file, hub data set or package:NAME")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="the config to write")] = Path("finemesh.yaml"),
+    force: Annotated[bool, typer.Option("--force", help="write over an existing file")] = False,
+    as_json: Json = False, debug: Debug = False,
+) -> None:
+    """Write a commented config, guessed from the data."""
+    with _output(as_json) as output:
+        from finemesh.init import print_guess, write_config
+
+        output.show(write_config(data, out, force=force), print_guess)
+
+
+@app.command()
+def search(
+    config: ConfigFile,
+    trials: Annotated[Any, _number("--trials", "N", "stop after N trials")] = None,
+    hours: Annotated[Any, _number("--hours", "H", "stop after H hours")] = None,
+    optimizer: Annotated[str | None, _option("--optimizer", "NAME", "nomad, tpe or random")] = None,
+    workers: Annotated[Any, _number("--workers", "N", "trials at a time")] = None,
+    out: Out = None, as_json: Json = False, debug: Debug = False,
+) -> None:
+    """Search the best method and settings. Started again with the same --out it goes on where it stopped."""
+    with _output(as_json) as output:
+        from finemesh.config import load_config
+
+        options = {"search.trials": trials, "search.hours": hours, "search.optimizer": optimizer, "workers": workers,
+                   "out": out}
+        _search(load_config(config, options), output)
+
+
+@app.command()
+def demo(as_json: Json = False, debug: Debug = False) -> None:
+    """Search on a small real model and real data, to see what comes out."""
+    with _output(as_json) as output:
+        from finemesh.demo import demo_config
+
+        _search(demo_config(), output)
+
+
+@app.command()
+def tune(
+    source: Annotated[Path, _argument("CONFIG|RUN", "a config, or the folder that a search wrote")],
+    method: Annotated[str | None, _option("--method", "NAME", "with a CONFIG: lora, full, ...")] = None,
+    settings: Annotated[list[str] | None, _option("--set", "NAME=VALUE", "else as in the method's reference")] = None,
+    steps: Annotated[Any, _number("--steps", "N", "optimizer steps")] = None,
+    trial: Annotated[Any, _number("--trial", "N", "with a RUN: the trial to do again")] = None,
+    out: Out = None, as_json: Json = False, debug: Debug = False,
+) -> None:
+    """Fine-tune once: a method with given settings, or a trial of a run again."""
+    with _output(as_json) as output:
+        if trial is None:
+            outcome = _tune(source, method, settings or [], steps, out)
+        else:
+            given = {"--method": method, "--set": settings, "--steps": steps, "--out": out}
+            if extra := [name for name, value in given.items() if value is not None]:
+                raise InputError(f"{extra[0]} does not go with --trial, which does a trial as it was: leave one out")
+            outcome = _tune_again(source, trial)
+        from finemesh.tables import print_outcome
+
+        output.show(outcome.to_json(), print_outcome)
+
+
+@app.command()
+def predict(
+    run: Run, data: Annotated[str, _option("--data", "FILE", "the rows to answer or label")],
+    as_json: Json = False, debug: Debug = False,
+) -> None:
+    """Answers or labels of the winner, a line a row (line breaks in an answer are written as \\n)."""
+    with _output(as_json) as output:
+        from finemesh import api
+
+        answers = api.predict(run, data)
+        if as_json:
+            output.show(list(answers))
+            return
+        for answer in answers:
+            print(answer.replace("\r\n", "\n").replace("\n", "\\n"), file=output.stream, flush=True)
+
+
+@app.command()
+def check(config: ConfigFile, as_json: Json = False, debug: Debug = False) -> None:
+    """Data, split, memory and time, before anything is spent."""
+    with _output(as_json) as output:
+        from finemesh import api
+        from finemesh.config import load_config
+        from finemesh.tables import print_check
+
+        output.show(api.check(load_config(config)), print_check)
+
+
+@app.command()
+def status(run: Run, as_json: Json = False, debug: Debug = False) -> None:
+    """How far a search is, and the best so far."""
+    with _output(as_json) as output:
+        from finemesh.results import summary
+
+        output.show(summary.status(run), lambda _, console: summary.print_status(run, console))
+
+
+@app.command()
+def report(
+    run: Run, show: Annotated[bool, typer.Option("--open", help="open it in a browser")] = False,
+    as_json: Json = False, debug: Debug = False,
+) -> None:
+    """Write report.html: one file with everything that was found."""
+    with _output(as_json) as output:
+        from finemesh import api
+
+        path = api.report(run)
+        output.show({"report": str(path)}, lambda _, console: console.print(str(path), soft_wrap=True))
+        if show:
+            import webbrowser
+
+            webbrowser.open(path.resolve().as_uri())
+
+
+@app.command()
+def methods(as_json: Json = False, debug: Debug = False) -> None:
+    """The tuning methods, what each trains and what its settings are."""
+    with _output(as_json) as output:
+        from finemesh import api
+        from finemesh.tables import print_methods
+
+        output.show(api.methods(), print_methods)
+
+
+def _search(config: "Config", output: "_Output") -> None:
+    from finemesh import api
+    from finemesh.results.summary import print_summary
+
+    with _watched(config) as observer:
+        document = api.search(config, observer=observer)
+    output.show(document, lambda _, console: print_summary(Path(config.out), console))
+
+
+def _tune(source: Path, method: str | None, settings: list[str], steps: Any, out: str | None) -> "Outcome":
+    if source.is_dir():
+        raise InputError(f"{source} is a folder: give --trial N to do a trial of that run again, or name a config")
+    if steps is not None and (type(steps) is not int or steps < 1):
+        raise InputError(f"--steps: must be a whole number of at least 1, not {steps!r}")
+    from finemesh.config import load_config
+
+    config = load_config(source, {"out": out})
+    from finemesh import api
+
+    if method is None:
+        raise InputError(f"--method is missing: one of {', '.join(found['name'] for found in api.methods())}")
+    with _watched(config, trials=1) as observer:
+        return api.tune(config, method, parsed(settings), steps, out, observer)
+
+
+def _tune_again(run: Path, number: Any) -> "Outcome":
+    if type(number) is not int or number < 0:
+        raise InputError(f"--trial: must be the number of a trial, not {number!r}")
+    from finemesh import api
+
+    return api.tune_again(run, number)
+
+
+def parsed(settings: Sequence[str]) -> dict[str, Any]:
+    """["rank=8", "learning_rate=2e-4"] as a point."""
+    point: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        name, value = name.strip(), scalar(text.strip())
+        if not (name and equals) or value is None:
+            raise InputError(f"--set {setting}: must be a name and a value, such as --set rank=8")
+        if name in point:
+            raise InputError(f"--set {setting}: {name} is set twice; keep one of them")
+        point[name] = value
+    return point
+
+
+@contextlib.contextmanager
+def _watched(config: "Config", trials: int | None = None) -> Iterator["Observer"]:
+    """A live display of the search, or of one run, on standard error."""
+    from finemesh.results.live import live
+    from finemesh.run import RunFolder
+
+    earlier = [] if trials else RunFolder(config.out).outcomes()
+    with live(None, trials=trials or config.search.trials, resumed=len(earlier), earlier=earlier) as observer:
+        yield observer
+
+
+@dataclass(frozen=True)
+class _Output:
+    """Where the result goes, and whether as JSON or as people read it."""
+
+    stream: TextIO
+    as_json: bool
+
+    def show(self, document: Any, printed: "Callable[[Any, Console], None] | None" = None) -> None:
+        if self.as_json or printed is None:
+            print(json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False), file=self.stream)
+        else:
+            from rich.console import Console
+
+            printed(document, Console(file=self.stream, highlight=False))
+
+
+@contextlib.contextmanager
+def _output(as_json: bool) -> Iterator[_Output]:
+    """Whatever else is printed while a command runs goes to standard error."""
+    output = _Output(sys.stdout, as_json)
+    with contextlib.redirect_stdout(sys.stderr):
+        yield output
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        status = app(given, standalone_mode=False, prog_name="finemesh") or 0
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+    except Exception as error:
+        if "--debug" in given:
+            traceback.print_exc()
+        message, status = _explained(error)
+        print(f"Error: {message}" if message else "", file=sys.stderr)
+    if status == INTERRUPTED:
+        print(f"Interrupted. What has ended is kept; go on with: finemesh {shlex.join(given)}", file=sys.stderr)
+    return int(status)
+
+
+def _explained(error: Exception) -> tuple[str, int]:
+    """The message and the exit status."""
+    match error:
+        case InputError():
+            return str(error), 2
+        case typer.TyperException():
+            context = getattr(error, "ctx", None)
+            how = f" ({context.command_path} --help shows what it takes)" if context else ""
+            message = error.format_message()
+            return message and message + how, error.exit_code
+        case OSError() if error.errno in CANNOT_WRITE:
+            place = f"{error.filename}: " if error.filename else ""
+            return f"{place}{error.strerror}; make room there or choose another place (--out)", 2
+    return f"unexpected {type(error).__name__}: {error} (run it again with --debug to see where)", 1
