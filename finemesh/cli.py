@@ -58,6 +58,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="the traceback of an error"
 def init(
     data: Annotated[str, _argument("DATA", ".jsonl .json .csv .tsv .parquet file, hub data set or package:NAME")],
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="the config to write")] = Path("finemesh.yaml"),
+    column: Annotated[list[str] | None, _option("--column", "FIELD=NAME", "of unusual columns: text=review")] = None,
     force: Annotated[bool, typer.Option("--force", help="write over an existing file")] = False,
     as_json: Json = False, debug: Debug = False,
 ) -> None:
@@ -65,7 +66,8 @@ def init(
     with _output(as_json) as output:
         from finemesh.init import print_guess, write_config
 
-        output.show(write_config(data, out, force=force), print_guess)
+        columns = {field: str(name) for field, name in assigned("--column", column or [], "text=review").items()}
+        output.show(write_config(data, out, columns=columns, force=force), print_guess)
 
 
 @app.command()
@@ -204,7 +206,7 @@ def _tune(source: Path, method: str | None, settings: list[str], steps: Any, out
     if method is None:
         raise InputError(f"--method is missing: one of {', '.join(found['name'] for found in api.methods())}")
     with _watched(config, trials=1) as observer:
-        return api.tune(config, method, parsed(settings), steps, out, observer)
+        return api.tune(config, method, assigned("--set", settings, "rank=8"), steps, out, observer)
 
 
 def _tune_again(run: Path, number: Any) -> "Outcome":
@@ -215,18 +217,18 @@ def _tune_again(run: Path, number: Any) -> "Outcome":
     return api.tune_again(run, number)
 
 
-def parsed(settings: Sequence[str]) -> dict[str, Any]:
-    """["rank=8", "learning_rate=2e-4"] as a point."""
-    point: dict[str, Any] = {}
-    for setting in settings:
-        name, equals, text = setting.partition("=")
-        name, value = name.strip(), scalar(text.strip())
+def assigned(option: str, texts: Sequence[str], example: str) -> dict[str, Any]:
+    """["rank=8", "learning_rate=2e-4"] as a dict."""
+    values: dict[str, Any] = {}
+    for text in texts:
+        name, equals, right = text.partition("=")
+        name, value = name.strip(), scalar(right.strip())
         if not (name and equals) or value is None:
-            raise InputError(f"--set {setting}: must be a name and a value, such as --set rank=8")
-        if name in point:
-            raise InputError(f"--set {setting}: {name} is set twice; keep one of them")
-        point[name] = value
-    return point
+            raise InputError(f"{option} {text}: must be a name and a value, such as {option} {example}")
+        if name in values:
+            raise InputError(f"{option} {text}: {name} is given twice; keep one of them")
+        values[name] = value
+    return values
 
 
 @contextlib.contextmanager
