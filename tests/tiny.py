@@ -89,9 +89,9 @@ def dialogues(count: int = 24) -> list[Dialogue]:
 
 
 def labelled(count: int = 24) -> list[Labelled]:
-    """Label yes where the first word is one of the first four."""
+    """Label yes where the first word is one of the first three."""
     return [Labelled(" ".join([WORDS[i % 8], *(WORDS[8 + (i * 5 + j) % 16] for j in range(i % 4))]), None,
-                     LABELS[int(i % 8 < 4)]) for i in range(count)]
+                     LABELS[int(i % 8 < 3)]) for i in range(count)]
 
 
 def measured(count: int = 24) -> list[Labelled]:

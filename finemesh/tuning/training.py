@@ -115,6 +115,7 @@ class _Run:
         self.folder, self.report, self.peak_memory_mb = folder, report, peak_memory_mb
         self.progress = Progress(curve=[])
         self.parameters = [p for p in tuned.parameters() if p.requires_grad]
+        (folder / "curve.jsonl").write_text("", encoding="utf-8")
         self._clock = time.monotonic()
         self._saved = self._clock
         self._saving = 0.0
@@ -174,7 +175,6 @@ class _Run:
     def continue_from_checkpoint(self, optimizer: torch.optim.Optimizer) -> Schedule:
         """Take up a checkpoint that lies on this plan's way; the schedule to go on with."""
         schedule = Schedule.over(self.plan.horizon)
-        (self.folder / "curve.jsonl").write_text("", encoding="utf-8")
         if not self._checkpoint.exists():
             return schedule
         saved = Checkpoint.load(self._checkpoint)

@@ -1,50 +1,34 @@
-"""Rows of a file, of a hub data set, or of an installed corpus: fields, and where each row came from.
+"""Rows of .jsonl, .json, .csv, .tsv and .parquet files, and the way to all other sources.
 
 Everything that is wrong with a file is said here with its line; what the fields mean is formats.py's matter.
+A new kind of file is an entry of READERS.
 """
 
 import csv
-import importlib.util
 import io
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from finemesh.errors import InputError, nearest
-
-
-@dataclass(frozen=True)
-class Row:
-    """One record. `line` counts lines from 1 in text files, and rows from 1 (`unit`) where a file has no lines."""
-
-    fields: Mapping[str, Any]
-    file: str
-    line: int
-    unit: str = "line"
-
-    @property
-    def place(self) -> str:
-        return f"{self.file}, {self.unit} {self.line}"
-
-    def error(self, message: str) -> InputError:
-        return InputError(f"{self.place}: {message}")
+from finemesh.tuning.data.corpora import read_hub, read_package
+from finemesh.tuning.data.rows import Row
 
 
 def read_rows(source: str, columns: Mapping[str, str | int] | None = None) -> list[Row]:
-    """The rows of a file, of `package:chatterbot-corpus`, or of a hub data set as NAME, NAME:SPLIT or NAME:CONFIG:SPLIT.
+    """The rows of a file, of `package:chatterbot-corpus`, or of a hub data set (NAME, NAME:SPLIT or NAME:CONFIG:SPLIT).
 
     Where `columns` gives positions, counted from 0, a .csv or .tsv file is read as one without a header line, and
     its fields are named "0", "1", ...
     """
     if source.startswith("package:"):
-        rows = _read_package(source)
+        rows = read_package(source)
     elif Path(source).expanduser().exists() or _names_a_file(source):
         rows = _read_file(Path(source).expanduser(), source, [str(column) for column in (columns or {}).values()])
     else:
-        rows = _read_hub(source)
+        rows = read_hub(source)
     if not rows:
         raise InputError("there is no row in it; give at least a few rows", file=source)
     return rows
@@ -59,7 +43,8 @@ def _read_file(path: Path, source: str, wanted: list[str]) -> list[Row]:
     if path.is_dir():
         raise InputError("this is a directory; name one file in it", file=source)
     if path.exists() and path.suffix.lower() not in READERS:
-        raise InputError(f"unknown kind of file {path.suffix or path.name!r}.{nearest(path.suffix, READERS)}", file=source)
+        raise InputError(f"unknown kind of file {path.suffix or path.name!r}.{nearest(path.suffix, READERS)}",
+                         file=source)
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -76,8 +61,8 @@ def _text(content: bytes, source: str) -> str:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         guess = " (it looks like UTF-16)" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
-        raise InputError(f"byte {content[error.start]:#04x} at offset {error.start} is not UTF-8{guess}; save the file as UTF-8",
-                         file=source, line=line) from None
+        raise InputError(f"byte {content[error.start]:#04x} at offset {error.start} is not UTF-8{guess}; "
+                         "save the file as UTF-8", file=source, line=line) from None
 
 
 def _row(fields: Any, source: str, line: int, unit: str) -> Row:
@@ -95,17 +80,17 @@ def _read_jsonl(content: bytes, source: str, wanted: list[str]) -> list[Row]:
         try:
             fields = json.loads(line)
         except json.JSONDecodeError as error:
-            raise InputError(f"malformed JSON at character {error.pos + 1}: {error.msg}; one JSON object a line is expected",
-                             file=source, line=number) from None
+            raise InputError(f"malformed JSON at character {error.pos + 1}: {error.msg}; "
+                             "one JSON object a line is expected", file=source, line=number) from None
         if isinstance(fields, list):
-            raise InputError("a list, where one JSON object a line is expected; name the file .json if it is one list of rows",
-                             file=source, line=number)
+            raise InputError("a list, where one JSON object a line is expected; "
+                             "name the file .json if it is one list of rows", file=source, line=number)
         rows.append(_row(fields, source, number, "line"))
     return rows
 
 
 def _read_json(content: bytes, source: str, wanted: list[str]) -> list[Row]:
-    """A list of objects, an object that holds one such list, or columns; and one object a line under the name .json."""
+    """A list of objects, an object that holds one such list, or columns; also what is .jsonl under another name."""
     text = _text(content, source)
     if not text.strip():
         return []
@@ -114,7 +99,8 @@ def _read_json(content: bytes, source: str, wanted: list[str]) -> list[Row]:
     except json.JSONDecodeError as error:
         if error.msg == "Extra data" and text.lstrip().startswith("{"):
             return _read_jsonl(content, source, wanted)
-        raise InputError(f"malformed JSON at column {error.colno}: {error.msg}", file=source, line=error.lineno) from None
+        raise InputError(f"malformed JSON at character {error.colno}: {error.msg}; a list of rows is expected, "
+                         "[{...}, {...}]", file=source, line=error.lineno) from None
     if isinstance(document, dict):
         lists = [value for value in document.values() if isinstance(value, list)]
         tables = [value for value in lists if value and isinstance(value[0], dict)]
@@ -133,14 +119,14 @@ def _read_csv(content: bytes, source: str, wanted: list[str]) -> list[Row]:
     try:
         return _table(_records(text, ";" if ";" in first and "," not in first else ","), source, wanted)
     except csv.Error as error:
-        raise InputError(f"malformed CSV: {error.args[0]}; put a field with quotes in it in quotes and double those inside",
-                         file=source, line=error.args[1]) from None
+        raise InputError(f"malformed CSV: {error.args[0]}; put a field with quotes in it in quotes and double those "
+                         "inside", file=source, line=error.args[1]) from None
 
 
 def _read_tsv(content: bytes, source: str, wanted: list[str]) -> list[Row]:
     """Tables of the field (GLUE's) never quote, spreadsheets do: the quotes count where they all close properly.
 
-    An unpaired quote at the start of a field would swallow lines up to the next one: such a field holds tabs and line ends.
+    An unpaired quote would swallow what follows up to the next one: such a field holds both tabs and line ends.
     """
     text = _text(content, source)
     try:
@@ -205,48 +191,3 @@ def _read_parquet(content: bytes, source: str, wanted: list[str]) -> list[Row]:
 
 READERS: dict[str, Callable[[bytes, str, list[str]], list[Row]]] = {
     ".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".tsv": _read_tsv, ".parquet": _read_parquet}
-
-
-def _read_hub(source: str) -> list[Row]:
-    import datasets
-
-    name, *rest = source.split(":")
-    config, split = (rest[0], rest[1]) if len(rest) > 1 else (None, rest[0] if rest else "train")
-    try:
-        data = datasets.load_dataset(name, config, split=split)
-    except Exception as error:  # the hub's errors share no base class
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"no such file here, and the hub gave no data set of that name: {reason}; name a file, or a data set "
-                         "as NAME, NAME:SPLIT or NAME:CONFIG:SPLIT", file=source) from None
-    names = {column: feature for column, feature in data.features.items() if isinstance(feature, datasets.ClassLabel)}
-    rows = []
-    for number, fields in enumerate(data, start=1):
-        named = {column: feature.int2str(fields[column]) for column, feature in names.items()
-                 if isinstance(fields[column], int) and fields[column] >= 0}
-        rows.append(Row({**fields, **named}, source, number, "row"))
-    return rows
-
-
-def _read_package(source: str) -> list[Row]:
-    name = source.removeprefix("package:").replace("_", "-").lower()
-    if name not in PACKAGES:
-        raise InputError(f"unknown corpus {source!r}.{nearest(name, PACKAGES)}")
-    specification = importlib.util.find_spec(name.replace("-", "_"))  # finds it without importing it
-    if specification is None or not specification.submodule_search_locations:
-        raise InputError(f"{source} is not installed; run: pip install {name}")
-    return PACKAGES[name](Path(next(iter(specification.submodule_search_locations))), source)
-
-
-def _chatterbot(package: Path, source: str) -> list[Row]:
-    """The first two turns of every English conversation, as question and answer; one entry of trivia.yml is no list."""
-    import yaml
-
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    conversations = [turns for file in sorted((package / "data" / "english").glob("*.yml"))
-                     for turns in yaml.load(file.read_text(encoding="utf-8"), loader)["conversations"]]
-    pairs = [turns for turns in conversations if isinstance(turns, list) and len(turns) > 1]
-    return [Row({"question": str(question).strip(), "answer": str(answer).strip()}, source, number, "row")
-            for number, (question, answer, *_) in enumerate(pairs, start=1)]
-
-
-PACKAGES: dict[str, Callable[[Path, str], list[Row]]] = {"chatterbot-corpus": _chatterbot}

@@ -47,7 +47,7 @@ def batch_losses(model: nn.Module, batch: Batch, task: TaskName) -> BatchLosses:
             logits = model(input_ids=batch.input_ids, use_cache=False).logits  # (scored, vocab)
         losses = F.cross_entropy(logits.float(), batch.input_ids[batch.scored], reduction="none")
         return BatchLosses(losses, batch.scored.nonzero()[:, 0], None)
-    outputs = model(input_ids=batch.input_ids, attention_mask=_mask(batch), **_segments(batch)).logits.float()
+    outputs = _outputs(model, batch)
     rows = torch.arange(len(outputs), device=outputs.device)
     assert batch.labels is not None
     if task == "classify":
@@ -98,9 +98,29 @@ def predict_outputs(model: nn.Module, rows: Sequence[Encoded], pad_id: int, devi
     with torch.no_grad():
         for indices in evaluation_batches([len(row.input_ids) for row in rows]):
             batch = collate([rows[i] for i in indices], pad_id).to(device)
-            logits = model(input_ids=batch.input_ids, attention_mask=_mask(batch), **_segments(batch)).logits
-            outputs.update(zip(indices, logits.float().tolist(), strict=True))
+            outputs.update(zip(indices, _outputs(model, batch).tolist(), strict=True))
     return [outputs[i] for i in range(len(rows))]
+
+
+def _outputs(model: Any, batch: Batch) -> torch.Tensor:
+    """(batch, labels) float32. A causal model's head reads the last token of each row, wherever vectors or padding lie.
+
+    transformers looks for that token by the padding's id, and not at all where a method gives it embedded input.
+    """
+    head = next((module for name, module in model.named_modules() if name.split(".")[-1] == "score"), None)
+    if head is None:
+        return model(input_ids=batch.input_ids, attention_mask=_mask(batch), **_segments(batch)).logits.float()
+
+    def last(module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        hidden = arguments[0]  # (batch, virtual + time, width)
+        ends = batch.lengths - 1 + hidden.size(1) - batch.input_ids.size(1)
+        return (hidden[torch.arange(len(ends), device=ends.device), ends][:, None].expand_as(hidden),)
+
+    handle = head.register_forward_pre_hook(last)
+    try:
+        return model(input_ids=batch.input_ids).logits.float()
+    finally:
+        handle.remove()
 
 
 @contextmanager

@@ -10,11 +10,12 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 def classification_metrics(truth: Sequence[Any], predicted: Sequence[int]) -> dict[str, float]:
     """`f1` is of class 1 where there are two classes (as GLUE has it), else the macro mean."""
-    binary = set(truth) | set(predicted) <= {0, 1}
+    classes = sorted(set(truth) | set(predicted))
+    binary = set(classes) <= {0, 1}
     return {
         "accuracy": float(accuracy_score(truth, predicted)),
         "f1": float(f1_score(truth, predicted, average="binary" if binary else "macro", zero_division=0.0)),
-        "matthews": float(matthews_corrcoef(truth, predicted)),
+        "matthews": float(matthews_corrcoef(truth, predicted)) if len(classes) > 1 else 0.0,
     }
 
 

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import torch
 from peft import PeftConfig, PeftModel, TaskType, get_peft_model
+from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -125,8 +126,8 @@ class AdapterMethod(PeftMethod):
 
     def remove(self, tuned: nn.Module) -> PreTrainedModel:
         assert isinstance(tuned, PeftModel)
-        model: PreTrainedModel = tuned.unload()
-        return _forget_peft(model)
+        heads = _frozen_heads(tuned.get_base_model())
+        return _as_it_was(tuned.unload(), heads)
 
 
 class PromptMethod(PeftMethod):
@@ -134,11 +135,18 @@ class PromptMethod(PeftMethod):
 
     def remove(self, tuned: nn.Module) -> PreTrainedModel:
         assert isinstance(tuned, PeftModel)
-        model: PreTrainedModel = tuned.get_base_model()
-        return _forget_peft(model)
+        model = tuned.get_base_model()
+        return _as_it_was(model, _frozen_heads(model))
 
 
-def _forget_peft(model: PreTrainedModel) -> PreTrainedModel:
+def _frozen_heads(model: nn.Module) -> dict[str, nn.Module]:
+    """By name, what PEFT trains a copy of in place of: the head of a classifier or regressor."""
+    return {name: module.original_module for name, module in model.named_modules() if isinstance(module, ModulesToSaveWrapper)}
+
+
+def _as_it_was(model: PreTrainedModel, heads: Mapping[str, nn.Module]) -> PreTrainedModel:
+    for name, head in heads.items():  # unloading leaves the trained copies
+        model.set_submodule(name, head)
     if hasattr(model, "peft_config"):
         del model.peft_config
     return model.requires_grad_(False)
