@@ -49,11 +49,12 @@ def compared(winner: Row, reference: Row) -> str:
 
 
 def without_winner(record: Record) -> str:
+    go_on = " Start the same command again to go on." if record.state == "stopped" else ""
     if not record.outcomes:
-        return "No trial has ended yet."
+        return "No trial has ended yet." + go_on
     if record.best is None:
         return f"No trial of {len(record.outcomes)} could be used: see the table of trials for what went wrong."
     settings = words.settings(record.best.hyperparameters)
     text = f"Best so far, after {words.count(len(record.outcomes), 'trial')}: {record.best.method} with {settings}, " \
            f"validation loss {words.loss(record.best.validation_loss)}."
-    return text + " The search has not finished: the leaders are not repeated and the test split is not used yet."
+    return text + " The search has not finished: the leaders are not repeated and the test split is not used yet." + go_on

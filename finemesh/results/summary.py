@@ -27,7 +27,7 @@ def print_summary(run: Path, console: Console) -> None:
     console.print(Text(finding(record), "bold"))
     if record.rows():
         console.print()
-        console.print(losses(record))
+        console.print(losses(record, console.width))
         console.print(Text(meaning(record), "bright_black"))
     for number, answer in enumerate((record.finish or {}).get("answers", [])[:3], 1):
         print_answer(console, number, answer)
@@ -37,21 +37,30 @@ def print_summary(run: Path, console: Console) -> None:
             console.print(Text.assemble(f"{title}  ", (f"{path}", "bold")), soft_wrap=True)
 
 
-def losses(record: Record) -> Table:
+def losses(record: Record, width: int) -> Table:
+    """Metrics that have no room for a column of their own are said below the settings."""
     rows = record.rows()
     names = list(dict.fromkeys(name for row in rows for name in row.result.get("metrics") or {}))
+    shown, below = names[:max(0, (width - 58) // 11)], names[max(0, (width - 58) // 11):]
+    narrow = width < 56
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("model")
     table.add_column("test loss", justify="right", no_wrap=True)
-    table.add_column("95 % interval", no_wrap=True)
-    for name in names:
+    if not narrow:
+        table.add_column("95 % interval", no_wrap=True)
+    for name in shown:
         table.add_column(words.name(name), justify="right", no_wrap=True)
     for row in rows:
-        title = Text.assemble((row.title, STYLES[row.kind]), "\n", (row.settings, "bright_black"))
         metrics = row.result.get("metrics") or {}
-        values = [words.metric(name, metrics[name]) if metrics.get(name) is not None else "–" for name in names]
         spread = words.interval(row.result) or row.result.get("error") or "not measured"
-        table.add_row(title, Text(words.loss(row.loss), STYLES[row.kind]), Text(spread), *values)
+        rest = [spread] if narrow else []
+        rest.append(words.metrics({name: metrics.get(name) for name in below}))
+        details = "\n".join([row.settings, *filter(None, rest)])
+        cells = [Text.assemble((row.title, STYLES[row.kind]), "\n", (details, "bright_black")),
+                 Text(words.loss(row.loss), STYLES[row.kind])]
+        cells += [] if narrow else [Text(spread)]
+        cells += [Text("–" if metrics.get(name) is None else words.metric(name, metrics[name])) for name in shown]
+        table.add_row(*cells)
     return table
 
 
@@ -112,4 +121,4 @@ def print_status(run: Path, console: Console) -> None:
     console.print(table)
     if record.rows():
         console.print()
-        console.print(losses(record))
+        console.print(losses(record, console.width))

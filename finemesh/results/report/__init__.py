@@ -12,10 +12,10 @@ from finemesh.results.finding import finding, headline
 from finemesh.results.record import Record, read_record
 from finemesh.results.report.charts import looks
 from finemesh.results.report.history import history, learning_curves
-from finemesh.results.report.importance import Importance, importances, spaces
+from finemesh.results.report.importance import FEWEST, Importance, importances, share_of_method, spaces
 from finemesh.results.report.methods import strips
 from finemesh.results.report.parallel import parallels
-from finemesh.results.report.table import COLUMNS, about, facts, results, table
+from finemesh.results.report.table import COLUMNS, about, band, facts, results, table
 from finemesh.results.summary import meaning
 
 HERE = Path(__file__).parent
@@ -44,15 +44,16 @@ def content(record: Record) -> dict[str, Any]:
     look = looks(record.methods)
     known = spaces(record)
     rows, ticks = results(record, look)
-    trials = table(record)
+    trials, found = table(record), importances(record, known)
     return {
         "record": record, "name": record.folder.resolve().name, "headline": headline(record),
         "finding": finding(record), "facts": facts(record), "sections": SECTIONS, "looks": look,
-        "rows": rows, "ticks": ticks, "test_rows": test_rows(record), "meaning": meaning(record),
+        "rows": rows, "ticks": ticks, "band": band(rows), "test_rows": test_rows(record), "meaning": meaning(record),
         "unit": words.UNITS.get(record.task, ""), "answers": answers(record),
         "history": history(record, look), "curves": learning_curves(record, look),
         "kinds": [pair for pair in KINDS if any(trial.kind == pair[0] for trial in trials)],
-        "importances": readable(importances(record, known)), "strips": strips(record, look),
+        "share_of_method": share_of_method(record),
+        "importances": readable(found), "too_few": too_few(found), "strips": strips(record, look),
         "parallels": parallels(record, look, known), "columns": COLUMNS, "trials": trials,
         "about": about(record), "commands": commands(record), "config": config_text(record),
         "version": finemesh.__version__, "css": Markup((HERE / "page.css").read_text(encoding="utf-8")),
@@ -74,7 +75,12 @@ def answers(record: Record) -> list[dict[str, str]]:
 
 def readable(found: list[Importance]) -> list[Importance]:
     return [Importance(one.method, tuple((words.name(name), share) for name, share in one.shares), one.note)
-            for one in found]
+            for one in found if one.shares]
+
+
+def too_few(found: list[Importance]) -> str:
+    few = ", ".join(f"{one.method} ({one.note})" for one in found if not one.shares)
+    return f"Too few trials to tell, {FEWEST} are needed: {few}." if few else ""
 
 
 def commands(record: Record) -> str:

@@ -5,8 +5,10 @@ So charts are as wide as the page with text of constant size, follow the page's 
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import quantiles
+
+from finemesh.results import words
 
 # A method keeps its colour and shape in every report; others follow in the order of their names.
 KNOWN = ("lora", "full", "head", "prompt", "prefix", "sift", "p_tuning", "instruction_prompt")
@@ -27,7 +29,7 @@ class Mark:
     y: float
     look: str
     kind: str = ""
-    tip: str = ""
+    trial: int | None = None  # whose row in the table of trials says more
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Line:
     points: str  # "0,1 2,3 ..."
     look: str
     kind: str = ""
-    tip: str = ""
+    trial: int | None = None
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,8 @@ class Chart:
     y_ticks: Sequence[Tick]
     lines: Sequence[Line] = ()
     marks: Sequence[Mark] = ()
-    labels: Sequence[Label] = field(default_factory=tuple)
+    labels: Sequence[Label] = ()
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class Scale:
             self.low, self.high, value)
         return round(100 * min(1.0, max(0.0, (value - low) / (high - low))), 2) if high > low else 50.0
 
-    def ticks(self, most: int = 5) -> list[Tick]:
+    def ticks(self, most: int = 6) -> list[Tick]:
         values = powers(self.low, self.high, most) if self.log else steps(self.low, self.high, most)
         return [Tick(self.at(value), text) for value, text in values]
 
@@ -108,6 +111,13 @@ def loss_scale(losses: Iterable[float]) -> Scale:
         high = min(high, third + 2.5 * (third - first) + 0.02 * abs(third))
     margin = 0.06 * (high - low) or 0.05 * abs(low) or 0.05
     return Scale(low - margin, high + margin)
+
+
+def beyond(losses: Iterable[float], scale: Scale) -> str:
+    """What is said of the losses that the scale has no room for."""
+    above = sum(loss > scale.high for loss in losses)
+    known = words.count(above, "loss", "losses")
+    return f"{known} above {words.loss(scale.high)} drawn at the upper edge." if above else ""
 
 
 def looks(methods: Iterable[str]) -> dict[str, str]:

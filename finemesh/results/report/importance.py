@@ -6,6 +6,7 @@ of their own, so each is looked at alone. Functional ANOVA: Hutter et al. 2014.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import optuna
@@ -67,6 +68,19 @@ def seen(values: list[Any]) -> BaseDistribution:
     return IntDistribution(low, high, log=log) if whole else FloatDistribution(low, high, log=log)
 
 
+def share_of_method(record: Record) -> float | None:
+    """The share of the ranks' variance that lies between methods (epsilon squared); None where nothing can be told."""
+    ranks: dict[str, list[float]] = {}
+    for rank, outcome in enumerate(record.scored):
+        ranks.setdefault(outcome.method, []).append(float(rank))
+    trials = len(record.scored)
+    if trials < FEWEST or not 1 < len(ranks) < trials:
+        return None
+    within = sum(sum((rank - fmean(found)) ** 2 for rank in found) for found in ranks.values())
+    total = sum((rank - (trials - 1) / 2) ** 2 for rank in range(trials))
+    return max(0.0, 1 - within / total * (trials - 1) / (trials - len(ranks)))
+
+
 def importances(record: Record, known: Spaces) -> list[Importance]:
     return [of_method(method, [o for o in record.scored if o.method == method], known.get(method, {}))
             for method in record.methods]
@@ -74,8 +88,7 @@ def importances(record: Record, known: Spaces) -> list[Importance]:
 
 def of_method(method: str, outcomes: list[Outcome], space: Mapping[str, BaseDistribution]) -> Importance:
     if len(outcomes) < FEWEST:
-        return Importance(method, (), f"{words.count(len(outcomes), 'complete trial')}, "
-                                      f"too few to tell: {FEWEST} are needed.")
+        return Importance(method, (), words.count(len(outcomes), "complete trial"))
     study = optuna.create_study(storage=optuna.storages.InMemoryStorage())
     for rank, outcome in enumerate(outcomes):  # best first
         params = {name: value for name, value in outcome.hyperparameters.items() if name in space}

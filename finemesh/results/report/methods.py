@@ -7,7 +7,7 @@ from statistics import fmean, median
 from finemesh.results import words
 from finemesh.results.record import Record
 from finemesh.results.report.charts import Mark, Scale, Tick, loss_scale
-from finemesh.results.report.history import kind, tip
+from finemesh.results.report.history import kind
 from finemesh.trial import Outcome
 
 
@@ -57,23 +57,27 @@ def strips(record: Record, looks: Mapping[str, str]) -> Strips | None:
 def strip(record: Record, method: str, look: str, scale: Scale) -> Strip:
     outcomes = [outcome for outcome in record.scored if outcome.method == method]
     winner = (record.winner or {}).get("number")
-    marks = [Mark(scale.at(o.validation_loss or 0.0), 20 + 60 * ((o.number * 0.618) % 1), look, kind(o, winner), tip(o))
+    marks = [Mark(scale.at(o.validation_loss or 0.0), jitter(o.number), look, kind(o, winner), o.number)
              for o in reversed(outcomes)]
     found = losses(outcomes)
     text = words.count(len(found), "trial")
     if found:
         text += f", best {words.loss(min(found))}, median {words.loss(median(found))}"
-    spreads = [spread(f"trial {number} on new seeds", repeats, scale, "repeat") for number in record.leaders
+    spreads = [spread(f"trial {number}", repeats, scale, "repeat") for number in record.leaders
                if (repeats := [o for o in record.repeats if o.number == number and o.method == method])]
-    spreads += [spread("reference settings", record.references.get(method, ()), scale, "reference")]
+    spreads += [spread("reference", record.references.get(method, ()), scale, "reference")]
     return Strip(method, look, text, marks, scale.at(median(found)) if found else None,
                  [one for one in spreads if one is not None])
+
+
+def jitter(number: int) -> float:
+    """A height that spreads neighbours: multiples of the golden ratio, between 20 and 80 percent."""
+    return round(20 + 60 * (number * 0.618 % 1), 1)
 
 
 def spread(title: str, outcomes: Sequence[Outcome], scale: Scale, kind: str) -> Spread | None:
     found = losses(outcomes)
     if not found:
         return None
-    text = f"{title}: mean {words.loss(fmean(found))}, {words.loss(min(found))} to {words.loss(max(found))} " \
-           f"over {words.count(len(found), 'seed')}"
+    text = f"{title} on {words.count(len(found), 'new seed')}: {words.loss(fmean(found))}"
     return Spread(title, scale.at(min(found)), scale.at(fmean(found)), scale.at(max(found)), text, kind)

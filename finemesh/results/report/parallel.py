@@ -1,4 +1,4 @@
-"""Parallel coordinates: a method's trials as lines through its hyperparameters to the loss."""
+"""Settings and losses of each method: against one hyperparameter at a time, and in parallel coordinates."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,9 +8,9 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from finemesh.results import words
 from finemesh.results.record import Record
-from finemesh.results.report.charts import Line, Scale, Tick, loss_scale, path
-from finemesh.results.report.history import tip
+from finemesh.results.report.charts import Line, Mark, Scale, Tick, loss_scale, path
 from finemesh.results.report.methods import losses
+from finemesh.trial import Outcome
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,23 @@ class Axis:
 
 
 @dataclass(frozen=True)
+class Slice:
+    """The losses of a method's trials against one hyperparameter."""
+
+    title: str
+    ticks: Sequence[Tick]
+    marks: Sequence[Mark]
+    width: str  # wide, wider: the names of its choices need the room on a phone, or anywhere
+
+
+@dataclass(frozen=True)
 class Parallel:
     method: str
     look: str
     axes: Sequence[Axis]
     lines: Sequence[Line]
+    slices: Sequence[Slice]
+    loss_ticks: Sequence[Tick]
     name: str
 
 
@@ -39,7 +51,8 @@ def parallels(record: Record, looks: Mapping[str, str], spaces: Mapping[str, Map
 def parallel(record: Record, method: str, look: str, space: Mapping[str, BaseDistribution]) -> Parallel:
     outcomes = [outcome for outcome in record.scored if outcome.method == method]
     names = [name for name in space if any(name in o.hyperparameters for o in outcomes)]
-    loss = loss_scale(losses(outcomes))
+    found = losses(outcomes)
+    loss = Scale(min(found), min(max(found), loss_scale(found).high))
     places = {name: round(100 * i / len(names), 2) for i, name in enumerate(names)}
     axes = [Axis(places[name], words.name(name), ends(space[name])) for name in names]
     axes.append(Axis(100, "loss", [Tick(0, words.loss(loss.high)), Tick(100, words.loss(loss.low))]))
@@ -48,10 +61,22 @@ def parallel(record: Record, method: str, look: str, space: Mapping[str, BaseDis
         points = [(places[name], height(space[name], outcome.hyperparameters[name])) for name in names
                   if name in outcome.hyperparameters]
         points.append((100.0, 100 - loss.at(outcome.validation_loss or 0.0)))
-        best = "top" if rank < 3 else "good" if rank < len(outcomes) / 3 else "faint"
-        lines.append(Line(path(points), look, best, tip(outcome)))
+        best = "top" if rank < min(3, len(outcomes) / 2) else "good" if rank < len(outcomes) / 3 else "faint"
+        lines.append(Line(path(points), look, best, outcome.number))
     said = f"{words.count(len(outcomes), 'trial')} of {method} through {', '.join(words.name(n) for n in names)}."
-    return Parallel(method, look, axes, lines, said)
+    slices = [slice_of(name, space[name], outcomes, look, loss) for name in names]
+    return Parallel(method, look, axes, lines, slices, axes[-1].ticks, said)
+
+
+def slice_of(name: str, distribution: BaseDistribution, outcomes: Sequence[Outcome], look: str, loss: Scale) -> Slice:
+    marks = []
+    for outcome in outcomes:
+        if name in outcome.hyperparameters:
+            across = 100 - height(distribution, outcome.hyperparameters[name])
+            marks.append(Mark(across, 100 - loss.at(outcome.validation_loss or 0.0), look, "", outcome.number))
+    ticks = [Tick(100 - tick.at, tick.text) for tick in ends(distribution)]
+    letters = sum(len(tick.text) for tick in ticks)
+    return Slice(words.name(name), ticks, marks, "wide wider" if letters > 26 else "wide" if letters > 14 else "")
 
 
 def height(distribution: BaseDistribution, value: Any) -> float:

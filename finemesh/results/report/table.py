@@ -11,8 +11,8 @@ from finemesh.results.report.history import kind as kind_of
 from finemesh.trial import Outcome
 
 COLUMNS = (("number", "trial", "num"), ("state", "state", ""), ("method", "method", ""),
-           ("settings", "settings", "wide"), ("loss", "loss", "num"), ("seconds", "seconds", "num"), ("memory", "memory MB", "num"),
-           ("trainable", "trained parameters", "num"), ("adapter", "adapter MB", "num"))
+           ("settings", "settings", "wide"), ("loss", "loss", "num"), ("seconds", "seconds", "num"),
+           ("memory", "memory MB", "num"), ("trainable", "trained parameters", "num"), ("adapter", "adapter MB", "num"))
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class TableRow:
+    number: int
     kind: str
     cells: tuple[Cell, ...]
 
@@ -49,6 +50,12 @@ def results(record: Record, looks: Mapping[str, str]) -> tuple[list[Drawn], list
     ends = [row.result.get(end) for row in rows for end in ("low", "loss", "high")]
     scale = loss_scale(end for end in ends if end is not None)
     return [drawn(row, looks.get(row.method or "", "plain circle"), scale) for row in rows], scale.ticks()
+
+
+def band(rows: list[Drawn]) -> tuple[float, float] | None:
+    """The winner's interval, to be seen behind all rows."""
+    return next(((row.low, row.high) for row in rows
+                 if row.row.kind == "winner" and row.low is not None and row.high is not None), None)
 
 
 def drawn(row: Row, look: str, scale: Scale) -> Drawn:
@@ -61,7 +68,7 @@ def drawn(row: Row, look: str, scale: Scale) -> Drawn:
 
 def table(record: Record) -> list[TableRow]:
     winner = (record.winner or {}).get("number")
-    return [TableRow(kind_of(outcome, winner), cells(outcome, winner)) for outcome in record.outcomes]
+    return [TableRow(outcome.number, kind_of(outcome, winner), cells(outcome, winner)) for outcome in record.outcomes]
 
 
 def cells(outcome: Outcome, winner: Any) -> tuple[Cell, ...]:
