@@ -1,0 +1,189 @@
+"""A run folder: where everything of one search is written, and the only place that knows its file names.
+
+Every file is written whole or not at all. One process at a time works on a folder; any number may read it.
+"""
+
+import errno
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from finemesh.errors import InputError
+from finemesh.trial import Outcome, read_outcome, write_json
+from finemesh.yaml_lines import read_yaml, write_yaml
+
+Curve = list[dict[str, Any]]
+MAY_CHANGE = ("search.trials", "search.hours", "out")  # by when to stop, and where the folder is, change no point
+
+
+class RunFolder:
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.splits = self.path / "splits"
+        self.task = self.path / "task.json"
+        self.machine = self.path / "machine.json"
+        self.best = self.path / "best"
+        self.report = self.path / "report.html"
+        self.logs = self.path / "logs"
+        self.study = self.path / "study.db"
+
+    def trial(self, number: int) -> Path:
+        return self.path / "trials" / f"{number:04d}"
+
+    def repeat(self, number: int, index: int) -> Path:
+        """Trial `number` once more, on the fresh seed `index` (from 1)."""
+        return self.path / "repeats" / f"{number:04d}-{index}"
+
+    def reference(self, method: str, index: int) -> Path:
+        return self.path / "reference" / f"{method}-{index}"
+
+    @property
+    def untuned(self) -> Path:
+        return self.path / "reference" / "untuned"
+
+    def outcomes(self) -> list[Outcome]:
+        """Of the trials that have ended, in the order of their numbers."""
+        return _outcomes(self.path / "trials")
+
+    def repeats(self) -> list[Outcome]:
+        return _outcomes(self.path / "repeats")
+
+    def references(self) -> list[Outcome]:
+        return _outcomes(self.path / "reference")
+
+    def curve(self, number: int) -> Curve:
+        return read_curve(self.trial(number))
+
+    def finish(self) -> dict[str, Any] | None:
+        """What finish.json says; None until the leaders of these very trials are repeated and tested."""
+        path = self.path / "finish.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def write_finish(self, document: Mapping[str, Any]) -> None:
+        with full_disk(self.path):
+            write_json(self.path / "finish.json", document)
+
+    def unfinish(self) -> None:
+        """More trials are run: what was the finish is none any more."""
+        (self.path / "finish.json").unlink(missing_ok=True)
+
+    def clock(self) -> dict[str, float]:
+        """`seconds` spent by the command so far, and of these the phases' (search, finish)."""
+        path = self.path / "clock.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+    def write_clock(self, phase: str, seconds: float) -> None:
+        phases = {name: value for name, value in self.clock().items() if name != "seconds"} | {phase: seconds}
+        with full_disk(self.path):
+            write_json(self.path / "clock.json", {"seconds": sum(phases.values()), **phases})
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """InputError where another process works on this folder."""
+        with full_disk(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        lock, owner = FileLock(self.path / ".lock"), self.path / ".lock.pid"
+        try:
+            lock.acquire(timeout=1)
+        except Timeout:
+            pid = owner.read_text(encoding="ascii") if owner.exists() else "?"
+            raise InputError(f"{self.path}: process {pid} is already working on this run. Wait for it, stop it, "
+                             "or choose another --out.") from None
+        try:
+            with full_disk(self.path):
+                owner.write_text(str(os.getpid()), encoding="ascii")
+            yield
+        finally:
+            owner.unlink(missing_ok=True)
+            lock.release()
+
+    def working(self) -> bool:
+        """Whether a process holds the lock."""
+        if not (self.path / ".lock.pid").exists():
+            return False
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return True
+        lock.release()
+        return False
+
+    def begin(self, config: Mapping[str, Any]) -> None:
+        """Writes config.yaml. InputError where the folder holds a run of another config, or something else."""
+        if self.config.exists():
+            _check_same(read_yaml(self.config).values, config, self.path)
+        elif foreign := sorted(path.name for path in self.path.iterdir() if not path.name.startswith(".lock")):
+            raise InputError(f"{self.path} is not the folder of a run (it holds {foreign[0]}, but no config.yaml): "
+                             "choose another --out")
+        with full_disk(self.path):
+            _write_text(self.config, write_yaml(dict(config)))
+
+
+def read_curve(folder: Path) -> Curve:
+    """The whole lines: the last one of a run that was killed may be cut off."""
+    path = folder / "curve.jsonl"
+    lines: Curve = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+@contextmanager
+def full_disk(path: Path) -> Iterator[None]:
+    """Says which disk is full, where writing below `path` finds it so."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise disk_is_full(path) from error
+        raise
+
+
+def disk_is_full(path: Path) -> InputError:
+    return InputError(f"the disk that holds {path} is full. Nothing half-written was left: make room, then start the "
+                      "same command again, and it goes on where it stopped.")
+
+
+def _outcomes(parent: Path) -> list[Outcome]:
+    folders = sorted(parent.iterdir()) if parent.is_dir() else []
+    found = [outcome for folder in folders if (outcome := read_outcome(folder)) is not None]
+    return sorted(found, key=lambda outcome: outcome.number)
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _check_same(old: Any, new: Mapping[str, Any], path: Path) -> None:
+    before, now = _flat(old or {}), _flat(json.loads(json.dumps(new)))
+    differing = [name for name in sorted(before.keys() | now.keys())
+                 if name not in MAY_CHANGE and before.get(name) != now.get(name)]
+    if differing:
+        lines = [f"  {name}: {before.get(name, 'not set')} there, {now.get(name, 'not set')} now" for name in differing]
+        raise InputError(f"{path} holds a run of another config:\n" + "\n".join(lines) + "\nChoose another --out, or "
+                         "set these back. Only search.trials and search.hours may change in a run.")
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            found |= _flat(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = value
+    return found

@@ -1,0 +1,1 @@
+"""Finds points: knows spaces, samplers, executors and the study, and nothing of models."""

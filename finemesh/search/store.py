@@ -1,0 +1,118 @@
+"""The Optuna study of a run, and how an outcome is told to it.
+
+Two things are added to Optuna's storage. All parameters of a trial are written in one transaction: a trial in the store
+has none or all of them, so that one that was being asked for when the process was killed is simply asked for again.
+And a horizon: while trial n is asked for, the sampler sees as finished exactly the trials that it would see in an
+uninterrupted run, whatever has ended in the meantime.
+"""
+
+import copy
+import math
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.exceptions import StorageInternalError
+from optuna.samplers import BaseSampler
+from optuna.storages import RDBStorage
+from optuna.storages._cached_storage import _CachedStorage
+from optuna.storages._rdb.storage import _create_scoped_session
+from optuna.study._constrained_optimization import _CONSTRAINTS_KEY
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from finemesh.run import disk_is_full
+from finemesh.trial import Outcome
+
+SQLITE_PATIENCE = 60  # seconds to wait for another process that reads or writes
+
+
+class Store(_CachedStorage):
+    """`horizon`: finished trials with this number and later ones are shown as running; None shows them as they are."""
+
+    def __init__(self, backend: RDBStorage) -> None:
+        super().__init__(backend)
+        self.horizon: int | None = None
+        self._unwritten: dict[int, dict[str, tuple[float, BaseDistribution]]] = {}
+
+    def set_trial_param(self, trial_id: int, param_name: str, param_value_internal: float,
+                        distribution: BaseDistribution) -> None:
+        self._unwritten.setdefault(trial_id, {})[param_name] = (param_value_internal, distribution)
+
+    def write_params(self, trial_id: int) -> None:
+        params = self._unwritten.pop(trial_id, {})
+        study_id, _ = self._trial_id_to_study_id_and_number[trial_id]
+        known = self._studies[study_id].param_distribution
+        with _create_scoped_session(self._backend.scoped_session) as session:
+            for name, (value, distribution) in params.items():
+                self._backend._set_trial_param_without_commit(session, trial_id, name, value, distribution,
+                                                              known.get(name))
+        for name, (_, distribution) in params.items():
+            known.setdefault(name, distribution)
+
+    def get_all_trials(self, study_id: int, deepcopy: bool = True,
+                       states: Container[TrialState] | None = None) -> list[FrozenTrial]:
+        if self.horizon is None:
+            return super().get_all_trials(study_id, deepcopy, states)
+        trials = super().get_all_trials(study_id, deepcopy=False)
+        start = min(self.horizon, len(trials))
+        trials[start:] = [_as_running(trial) if trial.state.is_finished() else trial for trial in trials[start:]]
+        trials = [trial for trial in trials if states is None or trial.state in states]
+        return copy.deepcopy(trials) if deepcopy else trials
+
+
+@contextmanager
+def opened(url: str, name: str, sampler: BaseSampler) -> Iterator[optuna.Study]:
+    """The study of this name, made where there is none."""
+    patience = {"connect_args": {"timeout": SQLITE_PATIENCE}} if url.startswith("sqlite") else {}
+    backend = RDBStorage(url, engine_kwargs=patience)
+    try:
+        yield optuna.create_study(storage=Store(backend), study_name=name, sampler=sampler, load_if_exists=True)
+    finally:
+        backend.remove_session()
+        backend.engine.dispose()
+
+
+def store_of(study: optuna.Study) -> Store:
+    assert isinstance(study._storage, Store)
+    return study._storage
+
+
+def tell(study: optuna.Study, trial: Trial, outcome: Outcome) -> None:
+    """complete is COMPLETE, failed FAIL, pruned PRUNED with its last loss as an intermediate value.
+
+    infeasible has a constraint above 0 and is COMPLETE where it has a loss, else PRUNED: samplers count both as bad,
+    by how much the constraint is broken, whereas FAIL would be a point that they never heard of.
+    """
+    constraints = dict(outcome.constraints)
+    if outcome.state == "infeasible" and not any(excess > 0 for excess in constraints.values()):
+        constraints["infeasible"] = 1.0
+    known = trial.constraints if constraints else {}
+    for name, excess in constraints.items():
+        if name not in known:
+            trial.set_constraint(name, excess)
+    loss = outcome.validation_loss
+    if outcome.state == "failed" or (outcome.state == "complete" and (loss is None or not math.isfinite(loss))):
+        study.tell(trial, state=TrialState.FAIL)
+    elif outcome.state == "pruned" or loss is None:
+        if loss is not None:
+            trial.report(loss, outcome.steps)
+        study.tell(trial, state=TrialState.PRUNED)
+    else:
+        study.tell(trial, loss)
+
+
+def storage_error(error: StorageInternalError, folder: Path) -> Exception:
+    """What to raise instead: InputError where the disk is full."""
+    return disk_is_full(folder) if "full" in str(error.__cause__) else error
+
+
+def _as_running(trial: FrozenTrial) -> FrozenTrial:
+    """As it was before it was told."""
+    running = copy.copy(trial)
+    running.state, running.values, running.datetime_complete = TrialState.RUNNING, None, None
+    running.intermediate_values = {}
+    running._system_attrs = {name: value for name, value in trial.system_attrs.items()
+                             if not name.startswith(_CONSTRAINTS_KEY)}
+    return running

@@ -1,0 +1,76 @@
+"""What the test split says of finished runs, each measured once: the result is kept beside the run."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from finemesh.run import RunFolder
+from finemesh.search.executors.base import Executor
+from finemesh.search.intervals import interval
+from finemesh.search.observer import Observer
+from finemesh.trial import read_outcome, write_json
+
+UNTUNED = "untuned"
+Result = dict[str, Any]  # loss, low, high, metrics; nulls and an error where it could not be measured
+
+
+def tested(executor: Executor, run: RunFolder, folders: Mapping[str, Sequence[Path]],
+           observer: Observer) -> dict[str, Result]:
+    """By name, the result over that name's runs (one a seed), and of the untuned model."""
+    runs = {UNTUNED: [run.untuned], **folders}
+    distinct = list(dict.fromkeys(folder for group in runs.values() for folder in group))
+    evaluations = {folder: _kept(folder) for folder in distinct}
+    asked = {executor.submit("evaluate", _arguments(folder, run)): folder for folder in distinct
+             if evaluations[folder] is None}
+    if asked:
+        observer.message(f"Measuring {len(asked)} runs on the test split.")
+    for request, reply in _replies(executor, len(asked)):
+        folder = asked[request]
+        evaluations[folder] = reply
+        if "error" not in reply:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / "evaluated.json", reply)
+    return {name: _result([evaluations[folder] or {} for folder in group]) for name, group in runs.items()}
+
+
+def answered(executor: Executor, folder: Path, rows: int) -> list[dict[str, str]]:
+    """The first test prompts with the answers of the untuned model and of the run; none where that fails."""
+    executor.submit("answer", {"folder": str(folder), "rows": rows})
+    [(_, reply)] = _replies(executor, 1)
+    return reply.get("answers", [])
+
+
+def _arguments(folder: Path, run: RunFolder) -> dict[str, Any]:
+    outcome = None if folder == run.untuned else read_outcome(folder)
+    return {"method": outcome and outcome.method, "folder": outcome and str(folder), "split": "test"}
+
+
+def _kept(folder: Path) -> dict[str, Any] | None:
+    path = folder / "evaluated.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _replies(executor: Executor, count: int) -> list[tuple[int, dict[str, Any]]]:
+    """As many requests' results, with {"error": text} for one that failed and a list of answers named."""
+    replies: list[tuple[int, dict[str, Any]]] = []
+    while len(replies) < count:
+        for event in executor.wait():
+            if event.kind == "result":
+                content = event.content
+                replies.append((event.id, content if isinstance(content, dict) else {"answers": content}))
+            elif event.kind not in ("progress", "retried"):
+                replies.append((event.id, {"error": str(event.content)}))
+    return replies
+
+
+def _result(evaluations: Sequence[Mapping[str, Any]]) -> Result:
+    measured = [evaluation for evaluation in evaluations if "row_losses" in evaluation]
+    if not measured:
+        error = next((evaluation["error"] for evaluation in evaluations if "error" in evaluation), "no run succeeded")
+        return {"loss": None, "low": None, "high": None, "metrics": {}, "error": error}
+    bounds = interval([evaluation["row_losses"] for evaluation in measured], measured[0]["row_weights"])
+    metrics = {name: fmean(evaluation["metrics"][name] for evaluation in measured)
+               for name in measured[0].get("metrics", {})}
+    return bounds | {"metrics": metrics}
