@@ -141,11 +141,13 @@ def predict(
 def check(config: ConfigFile, as_json: Json = False, debug: Debug = False) -> None:
     """Data, split, memory and time, before anything is spent."""
     with _output(as_json) as output:
-        from finemesh import api
         from finemesh.config import load_config
         from finemesh.tables import print_check
 
-        output.show(api.check(load_config(config)), print_check)
+        settings = load_config(config)
+        from finemesh import api
+
+        output.show(api.check(settings), print_check)
 
 
 @app.command()
@@ -198,6 +200,7 @@ def _tune(source: Path, method: str | None, settings: list[str], steps: Any, out
         raise InputError(f"{source} is a folder: give --trial N to do a trial of that run again, or name a config")
     if steps is not None and (type(steps) is not int or steps < 1):
         raise InputError(f"--steps: must be a whole number of at least 1, not {steps!r}")
+    point = assigned("--set", settings, "rank=8")
     from finemesh.config import load_config
 
     config = load_config(source, {"out": out})
@@ -206,7 +209,7 @@ def _tune(source: Path, method: str | None, settings: list[str], steps: Any, out
     if method is None:
         raise InputError(f"--method is missing: one of {', '.join(found['name'] for found in api.methods())}")
     with _watched(config, trials=1) as observer:
-        return api.tune(config, method, assigned("--set", settings, "rank=8"), steps, out, observer)
+        return api.tune(config, method, point, steps, out, observer)
 
 
 def _tune_again(run: Path, number: Any) -> "Outcome":

