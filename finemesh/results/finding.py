@@ -10,7 +10,7 @@ def headline(record: Record) -> str:
     if "winner" not in rows:
         if record.best is None:
             return "No usable trial" if record.outcomes else "No trial yet"
-        return f"{record.best.method} leads after {words.count(len(record.outcomes), 'trial')}"
+        return f"{record.best.method} leads after {words.count(len(record.trials), 'trial')}"
     winner, untuned = rows["winner"], rows.get("untuned")
     if untuned is None:
         return f"{winner.method} wins with a test loss of {words.loss(winner.loss)}"
@@ -53,8 +53,8 @@ def without_winner(record: Record) -> str:
     if not record.outcomes:
         return "No trial has ended yet." + go_on
     if record.best is None:
-        return f"No trial of {len(record.outcomes)} could be used: see the table of trials for what went wrong."
+        return f"No trial of {len(record.trials)} could be used: see the table of trials for what went wrong."
     settings = words.settings(record.best.hyperparameters)
-    text = f"Best so far, after {words.count(len(record.outcomes), 'trial')}: {record.best.method} with {settings}, " \
+    text = f"Best so far, after {words.count(len(record.trials), 'trial')}: {record.best.method} with {settings}, " \
            f"validation loss {words.loss(record.best.validation_loss)}."
-    return text + " The search has not finished: the leaders are not repeated and the test split is not used yet." + go_on
+    return text + " The search has not finished: the leaders are not repeated and the test split is not used." + go_on

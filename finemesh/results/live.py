@@ -33,7 +33,7 @@ class Running:
     """A run in flight and its curve so far."""
 
     job: Job
-    step: int = 0
+    step: int = -1  # not begun
     train: list[float] = field(default_factory=list)
     validation: list[float] = field(default_factory=list)
 
@@ -50,7 +50,7 @@ class Progress:
     def __init__(self, trials: int, resumed: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.trials, self.clock = trials, clock
         self.phase, self.total, self.done = "search", trials, resumed
-        self.running: dict[int, Running] = {}
+        self.running: dict[tuple[int, int], Running] = {}  # by number and seed: a leader's repeats share its number
         self.states: Counter[str] = Counter()
         self.best: Outcome | None = None
         self.by_method: dict[str, float] = {}
@@ -64,10 +64,26 @@ class Progress:
             self.since = self.last = self.clock()
         self.phase = phase
 
+    def start(self, job: Job) -> None:
+        """It is given to the workers, which may be busy with others."""
+        self.running[job.number, job.seed] = Running(job)
+
+    def follow(self, number: int, line: Mapping[str, Any]) -> None:
+        """Of several runs with this number, the line is of the one that it comes next in."""
+        runs = [run for run in self.running.values() if run.job.number == number]
+        before = [run for run in runs if run.step < line.get("step", 0)]
+        if runs:
+            max(before or runs, key=lambda run: run.step).add(line)
+
+    def begun(self) -> list[Running]:
+        runs = list(self.running.values())
+        return [run for run in runs if run.step >= 0] or runs[:1]
+
     def end(self, outcome: Outcome) -> bool:
         """True where the outcome is the best so far of the search."""
-        self.running.pop(outcome.number, None)
-        self.done, self.ended_here, self.last = self.done + 1, self.ended_here + 1, self.clock()
+        self.running.pop((outcome.number, outcome.seed), None)
+        self.done += self.phase != "search" or outcome.duplicate_of is None  # copies are not of the trials asked for
+        self.ended_here, self.last = self.ended_here + 1, self.clock()
         return self.phase == "search" and self.keep(outcome)
 
     def keep(self, outcome: Outcome) -> bool:
@@ -83,15 +99,20 @@ class Progress:
 
     def seconds_left(self) -> float | None:
         """From the pace of what ended in this phase, time between runs included; None before the first end."""
-        if not self.ended_here:
+        if not self.ended_here or self.last == self.since:
             return None
         pace = (self.last - self.since) / self.ended_here
         return max(0.0, pace * (self.total - self.done) - (self.clock() - self.last))
 
 
 def label(job: Job) -> str:
-    """A trial by its number; a repeat or a reference by its folder (0007-1, lora-1)."""
-    return f"trial {job.number}" if job.folder.parent.name == "trials" else f"run {job.folder.name}"
+    """Told by the folder: trials/0007, repeats/0007-1, reference/lora-1."""
+    match job.folder.parent.name:
+        case "repeats":
+            return f"trial {job.number} on seed {job.seed}"
+        case "reference":
+            return f"reference on seed {job.seed}"
+    return f"trial {job.number}"
 
 
 def summary_of(outcome: Outcome, is_best: bool) -> str:
@@ -109,16 +130,16 @@ class Plain:
 
     def __init__(self, console: Console, progress: Progress) -> None:
         self.console, self.state = console, progress
-        self.labels: dict[int, str] = {}
 
     def started(self, job: Job) -> None:
-        self.labels[job.number] = label(job)
+        self.state.start(job)
 
     def progress(self, number: int, line: Mapping[str, Any]) -> None:
         pass
 
     def ended(self, outcome: Outcome) -> None:
-        name = self.labels.pop(outcome.number, f"trial {outcome.number}")
+        run = self.state.running.get((outcome.number, outcome.seed))
+        name = label(run.job) if run else f"trial {outcome.number}"
         best = self.state.end(outcome)
         self.message(f"[{self.state.done}/{self.state.total}] {name}  {summary_of(outcome, best)}")
 
@@ -138,11 +159,10 @@ class Display:
         self.height = 0
 
     def started(self, job: Job) -> None:
-        self.state.running[job.number] = Running(job)
+        self.state.start(job)
 
     def progress(self, number: int, line: Mapping[str, Any]) -> None:
-        if number in self.state.running:
-            self.state.running[number].add(line)
+        self.state.follow(number, line)
 
     def ended(self, outcome: Outcome) -> None:
         self.state.end(outcome)
@@ -157,7 +177,8 @@ class Display:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width = options.max_width
-        lines = [self.bar(width), self.best(), self.methods(), self.trouble(), *self.runs(width)]
+        found = [self.best(), self.methods(), self.trouble()] if self.state.trials > 1 else []
+        lines = [self.bar(width), *found, *self.runs(width)]
         self.height = max(self.height, len(lines))
         for line in lines + [Text(" ")] * (self.height - len(lines)):
             line.truncate(width, overflow="ellipsis")
@@ -186,14 +207,12 @@ class Display:
         return Text("methods  " + ("  ".join(f"{name} {words.loss(loss)}" for name, loss in ranked) or "–"))
 
     def runs(self, width: int) -> Iterator[Text]:
-        if not self.state.running:
-            yield Text("waiting", "bright_black")
-        for run in list(self.state.running.values()):
+        for run in self.state.begun():
             yield Text.assemble((f"{label(run.job)}  {run.job.method} ", "cyan"),
                                 (words.settings(run.job.hyperparameters), "bright_black"))
             curve = run.train if len(run.train) > len(run.validation) else run.validation
             losses = [words.loss(loss) for loss in (run.validation[:1] + run.validation[1:][-1:])]
-            text = f"  step {run.step}/{run.job.steps}  {' → '.join(losses)}  "
+            text = f"  step {max(0, run.step)}/{run.job.steps}  {' → '.join(losses)}  "
             yield Text.assemble(text, (words.spark(curve, min(30, width - len(text))), "cyan"))
 
     def trouble(self) -> Text:
@@ -211,8 +230,9 @@ def live(console: Console | None, *, trials: int, resumed: int = 0,
     `earlier` their outcomes, among which the best so far may be.
     """
     console = Console(stderr=True, highlight=False) if console is None else console
-    progress = Progress(trials, resumed)
-    for outcome in earlier:
+    known = list(earlier)
+    progress = Progress(trials, resumed - sum(outcome.duplicate_of is not None for outcome in known))
+    for outcome in known:
         progress.keep(outcome)
     if not console.is_terminal or console.is_dumb_terminal:
         yield Plain(console, progress)

@@ -61,8 +61,13 @@ class Record:
     @cached_property
     def scored(self) -> list[Outcome]:
         """The complete trials, best first, without the copies."""
-        done = [o for o in self.outcomes if o.state == "complete" and o.duplicate_of is None]
+        done = [outcome for outcome in self.trials if outcome.state == "complete"]
         return sorted((o for o in done if o.validation_loss is not None), key=lambda o: o.validation_loss or 0.0)
+
+    @property
+    def trials(self) -> list[Outcome]:
+        """Without the copies: the optimizer may ask for a known point again, which costs no trial."""
+        return [outcome for outcome in self.outcomes if outcome.duplicate_of is None]
 
     @property
     def best(self) -> Outcome | None:

@@ -95,7 +95,7 @@ def shortened(text: Any) -> str:
 def status(run: Path) -> dict[str, Any]:
     """state, trials (state to count), best, test (null until the finish), seconds: what `--json` prints."""
     record = read_record(run)
-    counts: Counter[str] = Counter(outcome.state for outcome in record.outcomes)
+    counts: Counter[str] = Counter(outcome.state for outcome in record.trials)
     best = record.best and {"number": record.best.number, "method": record.best.method,
                             "hyperparameters": dict(record.best.hyperparameters),
                             "validation_loss": record.best.validation_loss}
@@ -106,7 +106,7 @@ def status(run: Path) -> dict[str, Any]:
 
 def print_status(run: Path, console: Console) -> None:
     record = read_record(run)
-    counts: Counter[str] = Counter(outcome.state for outcome in record.outcomes)
+    counts: Counter[str] = Counter(outcome.state for outcome in record.trials)
     asked = record.settings.get("trials")
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bright_black", no_wrap=True)

@@ -167,7 +167,8 @@ def make_run(run: Path, *, trials: int = 24, methods: tuple[str, ...] = ("lora",
         "rows": {"train": 717, "validation": 90, "test": 90}, "duplicates": 1128, "dropped": 2,
         "data_hash": "9f2c41d07be6553a90cc8b1d6b2e1f0cbb0a4f4de04c4e7f2f35d0a6b8c1e2d3", "format": "prompt/completion"})
     write_json(run / "machine.json", {
-        "precision": "bf16", "threads": 2, "processor": "Intel(R) Xeon(R) Processor @ 2.10GHz",
+        "precision": {"name": "bf16", "fp32_gflops": 183.0, "bf16_gflops": 411.0}, "threads": 2, "cores": 2, "gpus": [],
+        "memory_gb": 16.8, "processor": "Intel(R) Xeon(R) Processor @ 2.10GHz", "python": "3.11.2",
         "versions": {"finemesh": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0", "peft": "0.21.2"}})
     write_json(run / "clock.json", {"seconds": 612.0})
     made = outcomes(trials, named, task, random, lambda n: "failed" if all_failed else chosen.get(n, "complete"))

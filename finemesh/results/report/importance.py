@@ -32,12 +32,14 @@ class Importance:
 
 def stored_spaces(record: Record) -> dict[str, dict[str, BaseDistribution]]:
     """Each method's hyperparameters with their ranges, from study.db; {} where it cannot be read."""
-    database = record.folder / "study.db"
-    if not database.exists():
+    url, database = str(record.config.get("storage")), record.folder / "study.db"
+    name = record.folder.resolve().name if "://" in url else None  # a file of its own holds one study
+    if name is None and not database.exists():
         return {}
     spaces: dict[str, dict[str, BaseDistribution]] = {}
     try:
-        for trial in optuna.load_study(study_name=None, storage=f"sqlite:///{database}").get_trials(deepcopy=False):
+        study = optuna.load_study(study_name=name, storage=url if name else f"sqlite:///{database}")
+        for trial in study.get_trials(deepcopy=False):
             for name, distribution in trial.distributions.items():
                 method, _, hyperparameter = name.partition(".")
                 if hyperparameter:
@@ -48,15 +50,25 @@ def stored_spaces(record: Record) -> dict[str, dict[str, BaseDistribution]]:
 
 
 def spaces(record: Record) -> dict[str, dict[str, BaseDistribution]]:
-    """As stored, with the ranges seen in the trials for what the store does not know."""
+    """As stored, with the ranges seen in the trials for what the store does not know; without what is fixed."""
     known = stored_spaces(record)
     for method in record.methods:
         values: dict[str, list[Any]] = {}
         for outcome in record.outcomes:
             for name, value in outcome.hyperparameters.items() if outcome.method == method else ():
                 values.setdefault(name, []).append(value)
-        known[method] = {name: known.get(method, {}).get(name) or seen(found) for name, found in values.items()}
+        stored = known.get(method, {})
+        ranges = {name: stored[name] if name in stored and fits(stored[name], found) else seen(found)
+                  for name, found in values.items()}
+        known[method] = {name: distribution for name, distribution in ranges.items() if not distribution.single()}
     return known
+
+
+def fits(distribution: BaseDistribution, values: list[Any]) -> bool:
+    if isinstance(distribution, CategoricalDistribution):
+        return all(value in distribution.choices for value in values)
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    return all(distribution.low <= value <= distribution.high for value in values)
 
 
 def seen(values: list[Any]) -> BaseDistribution:
@@ -87,8 +99,9 @@ def importances(record: Record, known: Spaces) -> list[Importance]:
 
 
 def of_method(method: str, outcomes: list[Outcome], space: Mapping[str, BaseDistribution]) -> Importance:
-    if len(outcomes) < FEWEST:
+    if len(outcomes) < FEWEST or not space:
         return Importance(method, (), words.count(len(outcomes), "complete trial"))
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(storage=optuna.storages.InMemoryStorage())
     for rank, outcome in enumerate(outcomes):  # best first
         params = {name: value for name, value in outcome.hyperparameters.items() if name in space}

@@ -44,8 +44,8 @@ class Parallel:
 def parallels(record: Record, looks: Mapping[str, str], spaces: Mapping[str, Mapping[str, BaseDistribution]]
               ) -> list[Parallel]:
     """One a method with at least two complete trials."""
-    return [parallel(record, method, looks[method], spaces.get(method, {})) for method in record.methods
-            if sum(o.method == method for o in record.scored) > 1]
+    return [parallel(record, method, looks[method], spaces[method]) for method in record.methods
+            if spaces.get(method) and sum(o.method == method for o in record.scored) > 1]
 
 
 def parallel(record: Record, method: str, look: str, space: Mapping[str, BaseDistribution]) -> Parallel:

@@ -101,24 +101,26 @@ def facts(record: Record) -> list[tuple[str, str]]:
                 found.append((f"{kind} accuracy", words.metric("accuracy", accuracy)))
     if not rows and record.best is not None:
         found.append(("best validation loss", words.loss(record.best.validation_loss)))
-    bad = sum(outcome.state == "failed" for outcome in record.outcomes)
-    found.append(("trials", f"{len(record.outcomes)}" + (f" ({bad} failed)" if bad else "")))
+    bad = sum(outcome.state == "failed" for outcome in record.trials)
+    found.append(("trials", f"{len(record.trials)}" + (f" ({bad} failed)" if bad else "")))
     found.append(("methods", str(len(record.methods))))
     return [*found, ("time", words.duration(record.seconds))] if record.seconds else found
 
 
 def about(record: Record) -> list[tuple[str, str]]:
-    """Data, machine, versions: what has a value."""
+    """Data, settings, machine, versions: what has a value."""
     splits, machine, search = record.splits, record.machine, record.settings
-    rows = splits.get("rows")
-    versions = ", ".join(f"{name} {version}" for name, version in (machine.get("versions") or {}).items())
+    precision = machine.get("precision")
     pairs = (
         ("model", record.config.get("model")), ("task", record.task),
         ("data", (record.config.get("data") or {}).get("train")), ("format", splits.get("format")),
-        ("rows", ", ".join(f"{count:,} {split}" for split, count in rows.items()) if isinstance(rows, dict) else rows),
+        ("rows", ", ".join(f"{count:,} {split}" for split, count in (splits.get("rows") or {}).items())),
         ("duplicates left out", splits.get("duplicates")), ("rows without a scored token", splits.get("dropped")),
-        ("data hash", splits.get("data_hash")), ("optimizer", search.get("optimizer")),
-        ("steps of a trial", search.get("steps")), ("seed", search.get("seed")),
-        ("precision", machine.get("precision")), ("processor", machine.get("processor")),
-        ("threads", machine.get("threads")), ("versions", versions))
+        ("notes", " ".join(splits.get("notes") or [])), ("data hash", splits.get("data_hash")),
+        ("optimizer", search.get("optimizer")), ("steps of a trial", search.get("steps")), ("seed", search.get("seed")),
+        ("precision", precision.get("name") if isinstance(precision, dict) else precision),
+        ("processor", machine.get("processor")), ("graphics processors", ", ".join(machine.get("gpus") or [])),
+        ("cores", machine.get("cores")), ("threads", machine.get("threads")), ("memory in GB", machine.get("memory_gb")),
+        ("system", machine.get("system")), ("python", machine.get("python")),
+        ("versions", ", ".join(f"{name} {version}" for name, version in (machine.get("versions") or {}).items())))
     return [(title, str(value)) for title, value in pairs if value not in (None, "")]
