@@ -55,13 +55,16 @@ class Split:
 class Blackbox:
     """`tune` runs a trial; `evaluate` and `answer` look at what trials saved, in float32 and reloaded as anyone would."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, *, look_only: bool = False) -> None:
+        """With `look_only` nothing is loaded and measured that only `tune` needs."""
         torch.set_num_threads(task.threads)
         self.task = task
         self.tokenizer = load_tokenizer(task.source)
         self.accelerator = Accelerator(mixed_precision=task.precision.mixed_precision)
         self.train, self.validation = self._split("train"), self._split("validation")
-        self._model: PreTrainedModel | None = self._load(task.precision.dtype)
+        self._model: PreTrainedModel | None = None
+        if look_only:
+            return
         self.base_validation_loss = self._evaluate(self.model, self.validation.rows).loss
         with PeakMemory() as memory:
             self.base_memory_mb = memory.base_mb
@@ -144,7 +147,7 @@ class Blackbox:
             raise ValueError(reason)
         with PeakMemory() as memory:
             torch.manual_seed(job.seed)
-            tuned = method.prepare(self.model, job.hyperparameters, self._context(job.seed)).to(self.accelerator.device)
+            tuned = method.prepare(self.model, job.hyperparameters, self.context(job.seed)).to(self.accelerator.device)
             trainable = sum(p.numel() for p in tuned.parameters() if p.requires_grad)
             numbers: dict[str, Any] = {"trainable_parameters": trainable}
             self._check(base, job, numbers)
@@ -205,11 +208,12 @@ class Blackbox:
             return evaluate(model, rows, self.task.task, self._pad_id, self.accelerator.device)
 
     def _shaped(self, method: Method, split: Split, point: Point, *, training: bool) -> tuple[Encoded, ...]:
-        return tuple(method.shape(split.examples, split.rows, point, self._context(self.task.seed), training=training))
+        return tuple(method.shape(split.examples, split.rows, point, self.context(self.task.seed), training=training))
 
-    def _context(self, seed: int) -> Context:
+    def context(self, seed: int) -> Context:
+        """What methods may look at."""
         return Context(self.task.task, self.tokenizer, self.train.examples, self.train.rows, self.task.max_length,
-                       context_length(self.model.config), seed)
+                       context_length((self._model or self.exact_model).config), seed)
 
     def _split(self, name: str) -> Split:
         pairs = []

@@ -83,10 +83,7 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
 def load_model(source: ModelSource, task: TaskName, *, labels: Sequence[str] = (), dtype: torch.dtype = torch.float32,
                head_seed: int = 0, pad_id: int | None = None) -> PreTrainedModel:
     """The frozen base model in evaluation mode. A classifier's or regressor's new head is drawn with `head_seed`."""
-    config = AutoConfig.from_pretrained(source.location)
-    if task == "instruct" and not is_causal(config):
-        raise InputError(f"model: {source.name} ({config.model_type}) is an encoder and cannot write answers; "
-                         "task: instruct needs a causal model. Encoders do task: classify or regress.")
+    check_task(source, task)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(head_seed)
         model: PreTrainedModel
@@ -99,6 +96,24 @@ def load_model(source: ModelSource, task: TaskName, *, labels: Sequence[str] = (
     model.name_or_path = source.public_name
     model.config.use_cache = False
     return model.requires_grad_(False).eval()
+
+
+def load_skeleton(source: ModelSource, task: TaskName, *, labels: Sequence[str] = ()) -> PreTrainedModel:
+    """The model's modules without their weights, to look at before anything is loaded."""
+    check_task(source, task)
+    config = AutoConfig.from_pretrained(source.location, **({} if task == "instruct" else _head(task, labels)))
+    auto = AutoModelForCausalLM if task == "instruct" else AutoModelForSequenceClassification
+    with torch.device("meta"):
+        model: PreTrainedModel = auto.from_config(config)
+    return model
+
+
+def check_task(source: ModelSource, task: TaskName) -> None:
+    """InputError where the model cannot do the task."""
+    config = AutoConfig.from_pretrained(source.location)
+    if task == "instruct" and not is_causal(config):
+        raise InputError(f"model: {source.name} ({config.model_type}) is an encoder and cannot write answers; "
+                         "task: instruct needs a causal model. Encoders do task: classify or regress.")
 
 
 def is_causal(config: PretrainedConfig) -> bool:

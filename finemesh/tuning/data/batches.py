@@ -18,7 +18,7 @@ from finemesh.tuning.data.templates import pieces
 if TYPE_CHECKING:
     import torch
 
-POOL = 50  # batches' worth of rows that are sorted by length together
+POOL = 100  # batches: 1 % padding on Alpaca rows, and four of five batch mates are new in every epoch
 
 
 @dataclass(frozen=True)

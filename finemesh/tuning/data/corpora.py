@@ -4,6 +4,7 @@ A new package is an entry of PACKAGES.
 """
 
 import importlib.util
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from finemesh.tuning.data.rows import Row
 def read_hub(source: str) -> list[Row]:
     import datasets
 
-    name, *rest = source.split(":")
-    config, split = (rest[0], rest[1]) if len(rest) > 1 else (None, rest[0] if rest else "train")
+    name, _, rest = source.partition(":")
+    configured = re.fullmatch(r"([^:\[]+):(.+)", rest)  # a slice such as train[:100] has a colon of its own
+    config, split = configured.groups() if configured else (None, rest or "train")
     try:
         data = datasets.load_dataset(name, config, split=split)
     except Exception as error:  # the hub's errors share no base class

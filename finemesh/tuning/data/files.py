@@ -57,7 +57,7 @@ def _read_file(path: Path, source: str, wanted: list[str]) -> list[Row]:
 
 def _text(content: bytes, source: str) -> str:
     try:
-        return content.decode("utf-8-sig")
+        return content.decode("utf-8").removeprefix("\ufeff")  # the byte order mark that some editors leave
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         guess = " (it looks like UTF-16)" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
@@ -104,10 +104,10 @@ def _read_json(content: bytes, source: str, wanted: list[str]) -> list[Row]:
     if isinstance(document, dict):
         lists = [value for value in document.values() if isinstance(value, list)]
         tables = [value for value in lists if value and isinstance(value[0], dict)]
-        if len(lists) == len(document) and len({len(value) for value in lists}) == 1 and len(document) > 1:
-            document = [dict(zip(document, values, strict=True)) for values in zip(*lists, strict=True)]
-        elif len(tables) == 1:
+        if len(tables) == 1:
             document = tables[0]
+        elif len(lists) == len(document) and len({len(value) for value in lists}) == 1:
+            document = [dict(zip(document, values, strict=True)) for values in zip(*lists, strict=True)]
     if not isinstance(document, list):
         raise InputError("a list of rows is expected, [{...}, {...}]; one object a line is a .jsonl file", file=source)
     return [_row(fields, source, number, "row") for number, fields in enumerate(document, start=1)]

@@ -123,7 +123,7 @@ FORMATS: dict[str, Format] = {format.name: format for format in (
             "completion": ("completion", "answer", "response", "output", "reply", "target"), "system": ("system",)},
            _prompt_completion, optional=("system",), answers=("completion",)),
     Format("text/label", ("classify", "regress"),
-           {"text": ("text", "sentence", "sentence1", "premise", "question", "question1", "text1", "tweet", "review",
+           {"text": ("text", "text1", "sentence1", "premise", "question", "question1", "sentence", "tweet", "review",
                      "headline", "content"),
             "text2": ("text2", "sentence2", "hypothesis", "question2", "sentence", "passage"),
             "label": ("label", "labels", "class", "category", "score", "similarity", "sentiment", "intent", "rating",

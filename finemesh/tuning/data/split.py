@@ -215,7 +215,7 @@ def _notes(parts: Mapping[str, Sequence[Example]], duplicates: int, dropped: int
         if known:
             notes.append(f"the questions of {known} {name} rows are also in train, with other answers")
         if len(parts[name]) < FEW_ROWS:
-            notes.append(f"{name} has only {len(parts[name])} rows: its losses say little")
+            notes.append(f"{name} has only {len(parts[name])} row{'s' * (len(parts[name]) > 1)}: its losses say little")
     return notes
 
 

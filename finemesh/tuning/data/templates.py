@@ -13,9 +13,11 @@ from transformers import PreTrainedTokenizerBase
 from finemesh.errors import InputError
 from finemesh.tuning.data.examples import Dialogue, Turn
 
-DATE = datetime(2024, 7, 26)  # what templates that print today's date are told: the tokens must not change overnight
 PLAIN = {"system": "{content}\n\n", "user": "### Instruction:\n{content}\n\n",
          "assistant": "### Response:\n{content}{eos}\n\n"}
+DATE = datetime(2024, 7, 26)  # templates that print today's date print this one: tokens must not change overnight
+DATED = "{% macro strftime_now(layout) %}{{ layout" + "".join(
+    f".replace('%{code}', '{DATE.strftime('%' + code)}')" for code in "aAbBdHIjmMpSyY") + " }}{% endmacro %}"
 PROBE = "0answer0"  # an answer that no template trims or holds itself
 
 
@@ -39,7 +41,8 @@ def pieces(dialogue: Dialogue, tokenizer: PreTrainedTokenizerBase) -> list[tuple
 def _pieces(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, bool]]:
     prompt = _render(turns[:-1], tokenizer, ask=True)
     probed = _render([*turns[:-1], Turn("assistant", PROBE)], tokenizer)
-    stop = probed.rpartition(PROBE)[2].rstrip() or tokenizer.eos_token or ""
+    before, _, after = probed.rpartition(PROBE)
+    opening, stop = before.removeprefix(prompt), after.rstrip() or tokenizer.eos_token or ""
     whole = _render(turns, tokenizer)
     answer = whole[len(prompt):].rstrip() if whole.startswith(prompt) else turns[-1].content.strip()
     answer += "" if answer.endswith(stop) else stop
@@ -47,7 +50,7 @@ def _pieces(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase) -> list[t
     done = 0
     for i, turn in enumerate(turns[:-1]):
         if turn.role == "assistant":
-            start, end = _earlier_answer(prompt, _render(turns[:i], tokenizer, ask=True), turn.content)
+            start, end = _earlier_answer(prompt, _render(turns[:i], tokenizer, ask=True), turn.content, opening)
             if done <= start < end:  # else the template changed it or left it out: nothing to learn from
                 end += len(stop) if prompt.startswith(stop, end) else 0
                 found += [(prompt[done:start], False), (prompt[start:end], True)]
@@ -55,7 +58,7 @@ def _pieces(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase) -> list[t
     return [*found, (prompt[done:], False), (answer, True)]
 
 
-def _earlier_answer(prompt: str, asked: str, content: str) -> tuple[int, int]:
+def _earlier_answer(prompt: str, asked: str, content: str, opening: str) -> tuple[int, int]:
     """Start and end in `prompt` of an answer given before; (-1, -1) where it is not there.
 
     Some templates open the answer that they ask for otherwise than one that was given (with an empty train of thought):
@@ -64,11 +67,8 @@ def _earlier_answer(prompt: str, asked: str, content: str) -> tuple[int, int]:
     start = len(asked)
     if not prompt.startswith(asked):
         start = next((i for i, (a, b) in enumerate(zip(prompt, asked, strict=False)) if a != b), len(prompt))
-    if prompt.startswith(content, start):
-        return start, start + len(content)
-    shown = content.strip()
-    at = start + prompt[start:start + len(content) + 2].find(shown)  # trimmed, or after a space of the template's
-    return (start, at + len(shown)) if at >= start else (-1, -1)
+    shown = (opening + content, opening + content.strip(), content, content.strip())
+    return next(((start, start + len(text)) for text in shown if prompt.startswith(text, start)), (-1, -1))
 
 
 def _render(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, *, ask: bool = False) -> str:
@@ -78,8 +78,10 @@ def _render(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, *, ask: b
         body = "".join(PLAIN[turn.role].format(content=turn.content, eos=eos) for turn in turns)
         return opening + body + (PLAIN["assistant"].partition("{content}")[0] if ask else "")
     messages = [{"role": turn.role, "content": turn.content} for turn in turns]
+    template = tokenizer.get_chat_template()
     return str(tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=ask, enable_thinking=False, strftime_now=DATE.strftime))
+        messages, chat_template=DATED + template if "strftime_now" in template else template, tokenize=False,
+        add_generation_prompt=ask, enable_thinking=False))
 
 
 def _without_system(turns: Sequence[Turn]) -> list[Turn]:

@@ -1,0 +1,241 @@
+"""What the commands do, as functions. The only module, with preparation.py, that sees both halves."""
+
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from finemesh.config import Config, load_config
+from finemesh.errors import InputError, nearest
+from finemesh.preparation import Study, prepare, read_data, read_summary, searched_space, whole_space
+from finemesh.results.card import write_card
+from finemesh.results.report import write_report
+from finemesh.results.summary import status as read_status
+from finemesh.run import RunFolder, full_disk
+from finemesh.search.budget import Budget
+from finemesh.search.executors import EXECUTORS, LocalExecutor
+from finemesh.search.finish import finish
+from finemesh.search.jobs import Jobs
+from finemesh.search.observer import Nobody, Observer
+from finemesh.search.samplers import OPTIMIZERS
+from finemesh.search.study import run_search
+from finemesh.trial import Job, Outcome, read_outcome
+from finemesh.tuning.methods import METHODS, describe
+from finemesh.tuning.models import find_model
+from finemesh.tuning.predictions import predictions
+from finemesh.tuning.task import Task
+
+ANSWERS = 3  # test prompts that are answered before and after
+
+
+def search(config: Config, *, observer: Observer | None = None) -> dict[str, Any]:
+    """The whole job: search, leaders repeated, test split, best/ and the report. The status document."""
+    run, watcher = RunFolder(config.out), observer or Nobody()
+    with _begun(run, config):
+        study = prepare(config, run)
+        for note in study.splits.notes if not run.outcomes() else ():
+            watcher.message(note)
+        settings = config.search
+        with _workers(run, study.task, config.workers) as executor:
+            outcomes = run_search(
+                study.space, OPTIMIZERS[settings.optimizer](settings.seed, config.workers),
+                Budget(settings.trials, settings.hours), executor, run, seed=settings.seed, steps=settings.steps,
+                workers=config.workers, constraints=settings.constraints, reproducible=settings.reproducible,
+                observer=watcher, first=list(study.references.items()),
+                storage=None if config.storage == "sqlite" else config.storage)
+            finish(outcomes, study.references, study.space, executor, run, seed=settings.seed, steps=settings.steps,
+                   repeats=settings.repeats, constraints=settings.constraints, observer=watcher,
+                   answers=ANSWERS if study.task.task == "instruct" else 0,
+                   rows={name: len(study.splits[name]) for name in ("train", "validation", "test")})
+        hand_over(run, config)
+    return read_status(run.path)
+
+
+def tune(config: Config, method: str, settings: Mapping[str, Any], steps: int | None = None, out: str | None = None,
+         observer: Observer | None = None) -> Outcome:
+    """One run; what `settings` leaves out is the method's reference. The same again is read, not run."""
+    if method not in METHODS:
+        raise InputError(f"--method: there is no method {method!r}.{nearest(method, METHODS)}")
+    config = config.model_copy(update={"methods": [method], "out": out or f"{config.out}-{method}"})
+    run = RunFolder(config.out)
+    point = whole_space().point(method, settings, METHODS[method].reference)
+    with _begun(run, config):
+        study = prepare(config, run)
+        earlier = run.outcomes()
+        length = steps or config.search.steps
+        same = next((o for o in earlier if (o.hyperparameters, o.steps) == (point, length)), None)
+        number = same.number if same else len(earlier)
+        job = Job(number, method, point, config.search.seed, length, run.trial(number), config.search.constraints)
+        return _one(run, replace(study.task, steps=length), job, observer)
+
+
+def tune_again(folder: Path, number: int, observer: Observer | None = None) -> Outcome:
+    """Trial `number` of a run once more, into again/ beside its trials: it should give the same numbers."""
+    run = _existing(folder)
+    former = read_outcome(run.trial(number))
+    if former is None:
+        numbers = [outcome.number for outcome in run.outcomes()]
+        raise InputError(f"{folder} has no trial {number} that ended; it has {_ranges(numbers)}")
+    place = run.path / "again" / f"{number:04d}"
+    shutil.rmtree(place, ignore_errors=True)
+    job = Job(number, former.method, former.hyperparameters, former.seed, former.steps, place)
+    with run.locked():
+        return _one(run, Task.read(run.task), job, observer)
+
+
+def predict(folder: Path, data: str) -> Iterator[str]:
+    """The winner's answers or labels for the rows of a file, in their order."""
+    run = _existing(folder)
+    if not (run.best / "finemesh.json").exists():
+        raise InputError(f"{folder} has no winner yet: {run.best} is written when its search ends")
+    best = json.loads((run.best / "finemesh.json").read_text(encoding="utf-8"))
+    config = load_config(run.config)
+    yield from predictions(Task.read(run.task), best["method"], best["hyperparameters"], run.best, data, config.data.columns)
+
+
+def check(config: Config) -> dict[str, Any]:
+    """Data, split, memory and time: each method's reference is run for two steps, nothing is kept."""
+    source = find_model(config.model)
+    splits = read_data(config, source)
+    searched_space(config, splits, source)
+    warnings = list(splits.notes)
+    with tempfile.TemporaryDirectory() as temporary:
+        run = RunFolder(Path(temporary) / "check")
+        run.path.mkdir()
+        study = prepare(config, run)
+        outcomes = {name: _trial_run(run, study, name) for name in study.references}
+    steps, batch = config.search.steps, config.search.batch_size
+    methods: dict[str, Any] = {}
+    for name, outcome in outcomes.items():
+        if outcome.state == "complete":
+            each = outcome.metrics["seconds_a_step"]
+            methods[name] = {"trial_seconds": round(each * steps + outcome.metrics["seconds_beside"], 1),
+                             "peak_memory_mb": outcome.peak_memory_mb, "trainable_parameters": outcome.trainable_parameters,
+                             "adapter_mb": outcome.adapter_mb}
+        else:
+            warnings.append(f"{name}: {outcome.error}")
+    mean = sum(m["trial_seconds"] for m in methods.values()) / max(1, len(methods))
+    repeats = config.search.repeats * (3 + len(study.references))
+    summary = study.splits.summary()
+    return {"task": splits.task, "format": splits.format, "rows": summary["rows"], "duplicates": splits.duplicates,
+            "dropped": splits.dropped, "data_hash": summary["data_hash"], "model": source.public_name,
+            "precision": study.task.precision.name, "epochs_a_trial": round(steps * batch / len(splits.train), 2),
+            "base_memory_mb": next((o.base_memory_mb for o in outcomes.values() if o.base_memory_mb), None),
+            "methods": methods, "search_seconds": round(mean * (config.search.trials + repeats) / config.workers),
+            "warnings": warnings}
+
+
+def status(folder: Path) -> dict[str, Any]:
+    """state, trials, best, test, seconds."""
+    return read_status(_existing(folder).path)
+
+
+def report(folder: Path) -> Path:
+    """Writes report.html; its path."""
+    return write_report(_existing(folder).path)
+
+
+def methods() -> list[dict[str, Any]]:
+    """The METHODS table."""
+    return [describe(method) for method in METHODS.values()]
+
+
+def hand_over(run: RunFolder, config: Config) -> None:
+    """best/: the winner's adapter, the tokenizer and the model card; then the report."""
+    found = run.finish()
+    assert found is not None
+    winner, task = found["winner"], Task.read(run.task)
+    draft = run.path / ".best"
+    with full_disk(run.path):
+        shutil.rmtree(draft, ignore_errors=True)
+        shutil.copytree(run.path / winner["folder"] / "adapter", draft)
+        from finemesh.tuning.models import load_tokenizer
+
+        load_tokenizer(task.source).save_pretrained(draft)
+        described = {"method": winner["method"], "hyperparameters": winner["hyperparameters"]}
+        (draft / "finemesh.json").write_text(json.dumps(described, indent=1), encoding="utf-8")
+        write_card(draft, _card(run, config, task, found))
+        shutil.rmtree(run.best, ignore_errors=True)
+        draft.replace(run.best)
+        write_report(run.path)
+
+
+def _card(run: RunFolder, config: Config, task: Task, found: Mapping[str, Any]) -> dict[str, Any]:
+    method = METHODS[found["winner"]["method"]]
+    machine = json.loads(run.machine.read_text(encoding="utf-8"))
+    return {"name": run.path.name, "base_model": task.source.public_name, "task": task.task, "labels": list(task.labels),
+            "method": describe(method), "peft_type": method.peft_type, "finish": found, "data": read_summary(run),
+            "source": config.data.train, "versions": machine["versions"], "machine": machine, "steps": task.steps,
+            "batch_size": task.batch_size, "max_length": task.max_length, "optimizer": config.search.optimizer,
+            "trials": len(run.outcomes())}
+
+
+def _one(run: RunFolder, task: Task, job: Job, observer: Observer | None) -> Outcome:
+    watcher = observer or Nobody()
+    watcher.phase("tune", 1)
+    with _workers(run, task, 1) as executor:
+        jobs = Jobs(executor, watcher)
+        ended = jobs.start(job)
+        while ended is None:
+            ended = next((outcome for _, outcome in jobs.wait()), None)
+    watcher.ended(ended)
+    return ended
+
+
+def _trial_run(run: RunFolder, study: Study, method: str) -> Outcome:
+    """Four steps of the method's reference settings; seconds_a_step is of the last three."""
+    job = Job(0, method, study.references[method], study.task.seed, 4, run.path / "trials" / method)
+    outcome = _one(run, replace(study.task, steps=4), job, None)
+    if outcome.state != "complete":
+        return outcome
+    curve = [json.loads(line) for line in (job.folder / "curve.jsonl").read_text(encoding="utf-8").splitlines()]
+    if len(curve) < 4:
+        each = 0.0
+    else:
+        each = (curve[-2]["seconds"] - curve[1]["seconds"]) / (len(curve) - 3)
+    return replace(outcome, metrics={"seconds_a_step": each, "seconds_beside": max(0.0, outcome.seconds - 4 * each)})
+
+
+@contextmanager
+def _begun(run: RunFolder, config: Config) -> Iterator[None]:
+    with run.locked():
+        run.begin(json.loads(config.model_dump_json(exclude_none=True)))
+        yield
+
+
+@contextmanager
+def _workers(run: RunFolder, task: Task, count: int) -> Iterator[LocalExecutor]:
+    """Worker processes that have this task loaded, ended in any case."""
+    import torch
+
+    from finemesh.trial import write_json
+    from finemesh.tuning.environment import worker_environment
+
+    file = run.path / ".worker.json"
+    write_json(file, task.to_json())
+    devices = [str(i) for i in range(torch.cuda.device_count())]
+    executor = EXECUTORS["local"]([sys.executable, "-m", "finemesh.tuning.worker", str(file)], count, logs=run.logs,
+                                  environment=worker_environment(task.threads), devices=devices)
+    try:
+        yield executor
+    finally:
+        executor.close()
+
+
+def _existing(folder: Path) -> RunFolder:
+    run = RunFolder(folder)
+    if not run.config.exists():
+        raise InputError(f"{folder} is not the folder of a run (it holds no config.yaml); finemesh search writes one")
+    return run
+
+
+def _ranges(numbers: list[int]) -> str:
+    return f"{min(numbers)} to {max(numbers)}" if numbers else "none yet"
+
+
+Command = Callable[..., Any]

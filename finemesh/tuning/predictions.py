@@ -1,0 +1,45 @@
+"""What a saved adapter answers, or which label it gives, for rows of a file."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from finemesh.errors import InputError
+from finemesh.tuning.blackbox import Blackbox
+from finemesh.tuning.data.batches import encode
+from finemesh.tuning.data.examples import Dialogue
+from finemesh.tuning.data.split import read_questions
+from finemesh.tuning.evaluation.generation import answers
+from finemesh.tuning.evaluation.loss import predict_outputs
+from finemesh.tuning.methods import METHODS
+from finemesh.tuning.task import Task
+
+ROWS_AT_A_TIME = 64
+
+
+def predictions(task: Task, method: str, hyperparameters: Mapping[str, Any], folder: Path, data: str,
+                columns: Mapping[str, str]) -> Iterator[str]:
+    """One answer (instruct), label (classify) or number (regress) a row, in the order of the rows."""
+    examples = read_questions(data, columns=columns or None, task=task.task)
+    box = Blackbox(task, look_only=True)
+    plug, model = METHODS[method], box.exact_model
+    tuned = plug.load(model, folder)
+    pad_id = int(box.tokenizer.pad_token_id)
+    for start in range(0, len(examples), ROWS_AT_A_TIME):
+        part = examples[start:start + ROWS_AT_A_TIME]
+        if task.task == "instruct":
+            for example in part:
+                assert isinstance(example, Dialogue)
+                yield from answers(tuned, box.tokenizer, [example], task.max_length)
+            continue
+        rows = [encode(example, box.tokenizer, task.max_length, task.task, labels=task.labels) for example in part]
+        for example, row in zip(part, rows, strict=True):
+            if row is None:
+                raise InputError(f"{example.place}: there is no text in this row", file=data)
+        shaped = plug.shape(part, [row for row in rows if row], hyperparameters, box.context(task.seed), training=False)
+        with torch.no_grad():
+            outputs = predict_outputs(tuned, shaped, pad_id, box.accelerator.device)
+        for output in outputs:
+            yield task.labels[max(range(len(output)), key=output.__getitem__)] if task.labels else f"{output[0]:.6g}"
