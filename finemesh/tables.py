@@ -28,22 +28,50 @@ def print_outcome(outcome: Mapping[str, Any], console: Console) -> None:
 
 
 def print_check(found: Mapping[str, Any], console: Console) -> None:
-    console.print(_pairs({words.name(name): _text(name, value) for name, value in found.items() if name != "warnings"}))
-    for warning in found.get("warnings", ()):
+    rows = ", ".join(f"{count:,} {name}" for name, count in found["rows"].items())
+    left_out = [f"{found[name]:,} {name}" for name in ("duplicates", "dropped") if found[name]]
+    console.print(_pairs({
+        "model": f"{found['model']}, {found['precision']}" + _memory(found["base_memory_mb"]),
+        "data": f"{found['format']}\n{rows} rows" + (f"; left out: {', '.join(left_out)}" if left_out else ""),
+        "a trial": f"sees the training rows {found['epochs_a_trial']:.2g} times",
+        "the search": f"about {words.duration(found['search_seconds'])}, with the repeats and references at its end",
+    }))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("method")
+    for column in ("a trial takes", "memory beside the model", "trainable parameters", "adapter"):
+        table.add_column(column, justify="right")
+    for name, method in found["methods"].items():
+        amounts = (_amount(method["peak_memory_mb"], "MB"), _amount(method["trainable_parameters"]),
+                   _amount(method["adapter_mb"], "MB"))
+        table.add_row(Text(name, "bold"), words.duration(method["trial_seconds"]), *amounts)
+    console.print()
+    console.print(table)
+    for warning in found["warnings"]:
         console.print(Text(f"Warning: {warning}", "yellow"))
 
 
 def print_methods(methods: Sequence[Mapping[str, Any]], console: Console) -> None:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for column in ("method", "tasks", "merges", "loads with", "GGUF", "settings (reference)"):
-        table.add_column(column)
+    """Each with its settings as --set and a config name them: the reference, and what is searched."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
     for method in methods:
-        settings = {name: h.get("reference", h.get("default")) for name, h in method["hyperparameters"].items()}
-        known = {name: value for name, value in settings.items() if value is not None}
-        table.add_row(Text(method["name"], "bold"), ", ".join(method["tasks"]), _yes(method["mergeable"]),
-                      f"PEFT ({method['peft_type']})" if method["peft_type"] else "transformers", _yes(method["gguf"]),
-                      Text(words.settings(known)))
+        peft = f"loads with PEFT ({method['peft_type']})" if method["peft_type"] else "loads with transformers"
+        others = {"merges into the model": method["mergeable"], "GGUF": method["gguf"]}
+        traits = ", ".join([peft, *(trait for trait, there in others.items() if there)])
+        about = Text(f"{method['summary']}\nfor {', '.join(method['tasks'])}; {traits}\n")
+        settings = [f"{name}={words.setting(h['default'] if h['reference'] is None else h['reference'])} ({_range(h)})"
+                    for name, h in method["hyperparameters"].items()]
+        about.append("\n".join(settings) + "\n", "bright_black")
+        table.add_row(method["name"], about)
     console.print(table)
+    console.print(Text("Shown: the reference (and what is searched). To change it: --set, or `methods` in a config."))
+
+
+def _range(hyperparameter: Mapping[str, Any]) -> str:
+    if "choices" in hyperparameter:
+        return ", ".join(words.setting(choice) for choice in hyperparameter["choices"])
+    return f"{words.setting(hyperparameter['low'])} to {words.setting(hyperparameter['high'])}"
 
 
 def _pairs(rows: Mapping[str, str]) -> Table:
@@ -55,22 +83,9 @@ def _pairs(rows: Mapping[str, str]) -> Table:
     return table
 
 
-def _text(name: str, value: Any) -> str:
-    if isinstance(value, Mapping):
-        fields = {words.name(inner): _text(inner, field) for inner, field in value.items() if field is not None}
-        return "\n".join(f"{inner}: {text}" for inner, text in fields.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(_text("", item) for item in value)
-    if name.endswith("seconds") and isinstance(value, int | float):
-        return words.duration(value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
-    return words.setting(value)
+def _memory(megabytes: float | None) -> str:
+    return "" if megabytes is None else f", {megabytes:,.0f} MB of memory"
 
 
-def _amount(value: float | None, unit: str) -> str:
-    return "" if value is None else f"{value:,.0f} {unit}" if value >= 10 else f"{value:.2g} {unit}"
-
-
-def _yes(value: bool) -> str:
-    return "yes" if value else "no"
+def _amount(value: float | None, unit: str = "") -> str:
+    return "" if value is None else f"{value:,.0f} {unit}".strip() if value >= 10 else f"{value:.2g} {unit}".strip()

@@ -110,11 +110,14 @@ def test_predict_prints_a_line_a_row(folder: Path, fake: Fake, capsys: Captured)
 
 
 def test_check(folder: Path, fake: Fake, capsys: Captured) -> None:
-    found = {"rows": {"train": 8000, "test": 10}, "peak_memory_mb": 812.5, "seconds": 7300, "warnings": ["few rows"]}
+    lora = {"trial_seconds": 100.0, "peak_memory_mb": 812.5, "trainable_parameters": 2_442_240, "adapter_mb": 9.82}
+    found = {"task": "instruct", "format": "Alpaca (output)", "rows": {"train": 8000, "test": 10}, "duplicates": 3,
+             "dropped": 0, "model": "some/model", "precision": "bf16", "epochs_a_trial": 2.37, "base_memory_mb": 824.0,
+             "methods": {"lora": lora}, "search_seconds": 7300, "warnings": ["few rows"]}
     fake(check=found)
     assert main(["check", "mine.yaml"]) == 0
     text = capsys.readouterr().out
-    for part in ("train: 8,000", "812", "2 h 2 min", "Warning: few rows"):
+    for part in ("8,000 train", "left out: 3 duplicates", "812 MB", "2 min", "2,442,240", "2 h 2 min", "Warning: few"):
         assert part in text
     assert main(["check", "mine.yaml", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == found
@@ -129,12 +132,13 @@ def test_report_prints_its_path(folder: Path, fake: Fake, capsys: Captured) -> N
 
 
 def test_methods(folder: Path, fake: Fake, capsys: Captured) -> None:
-    lora = {"name": "lora", "tasks": ["instruct", "classify"], "mergeable": True, "peft_type": "LORA", "gguf": True,
+    lora = {"name": "lora", "summary": "small matrices beside the weights", "tasks": ["instruct", "classify"],
+            "mergeable": True, "peft_type": "LORA", "gguf": True,
             "hyperparameters": {"rank": {"low": 1, "high": 64, "default": 16, "reference": 8}}}
     fake(methods=[lora])
     assert main(["methods"]) == 0
     text = capsys.readouterr().out
-    for part in ("lora", "PEFT (LORA)", "rank 8"):
+    for part in ("lora", "PEFT (LORA)", "small matrices", "rank=8 (1 to 64)"):
         assert part in text
     assert main(["methods", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == [lora]

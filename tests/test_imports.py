@@ -87,8 +87,10 @@ def test_every_module_has_a_name_that_says_something() -> None:
     assert [name for name in modules() if name.rsplit(".", 1)[-1] in NAMELESS] == []
 
 
-@pytest.mark.parametrize("module", ["finemesh", "finemesh.cli", "finemesh.config", "finemesh.init", "finemesh.results.live",
-                                    "finemesh.search.study", "finemesh.search.samplers.nomad_child"])
+@pytest.mark.parametrize("module", [
+    "finemesh", "finemesh.cli", "finemesh.config", "finemesh.init", "finemesh.results.live", "finemesh.search.study",
+    "finemesh.search.samplers.nomad_child",
+])
 def test_what_must_start_fast_loads_no_torch(module: str) -> None:
     script = f"import sys, {module}\nprint({{'torch', 'transformers'}} & set(sys.modules))"
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
