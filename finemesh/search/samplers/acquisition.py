@@ -1,0 +1,96 @@
+"""Which point of a structure to try next, by the surrogate: global candidates and those around the best points."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from finemesh.search.samplers import surrogate
+from finemesh.search.samplers.encoding import Box, Coordinates, Vector
+from finemesh.search.samplers.record import Record
+
+MODELLED = 120  # points that the surrogate is fitted to: the best and the latest
+CANDIDATES = 400
+REFINEMENTS = 3
+SPREADS = (0.2, 0.05, 0.01)  # of a range, around the best candidates of the round before
+
+
+class Acquisition:
+    """Log expected improvement plus the log probability of feasibility."""
+
+    def __init__(self, box: Box, told: Sequence[tuple[Coordinates, Record]], pending: Sequence[Coordinates]) -> None:
+        """`told` holds at least one complete trial."""
+        self.box = box
+        chosen = _modelled(told)
+        points = box.features([point for point, _ in chosen])
+        waiting = box.features(list(pending))
+        targets = surrogate.compressed(_losses([record for _, record in chosen]))
+        feasible = np.array([record.kind == "complete" and record.feasible for _, record in chosen])
+        self.objective = surrogate.fit(points, targets, box.feature_blocks).believing(waiting)
+        self.best = float(targets[feasible].min()) if feasible.any() else None
+        names = sorted({name for _, record in chosen for name in record.violations})
+        complete = [(point, record) for point, record in chosen if record.kind == "complete"]
+        self.constraints = []
+        for name in names:
+            values = np.array([record.violations.get(name, 0.0) for _, record in complete])
+            scale = float(np.median(np.abs(values))) or 1.0
+            process = surrogate.fit(box.features([point for point, _ in complete]), np.arcsinh(values / scale),
+                                    box.feature_blocks)
+            self.constraints.append(process.believing(waiting))
+
+    def scores(self, points: Sequence[Sequence[float]]) -> Vector:  # (point, coordinate) -> (point,)
+        features = self.box.features(points)
+        feasibility = surrogate.log_feasibility([process.predict(features) for process in self.constraints])
+        if self.best is None:  # find a feasible point first
+            return np.asarray(feasibility, dtype=float) + np.zeros(len(points))
+        means, deviations = self.objective.predict(features)
+        return surrogate.log_expected_improvement(means, deviations, self.best) + feasibility
+
+    def maximum(self, known: set[Coordinates], around: Sequence[Coordinates], rng: np.random.Generator) -> Coordinates | None:
+        """The best new point; None where no candidate is new."""
+        size = len(self.box.dimensions)
+        pool = {self.box.sampled(row) for row in rng.random((CANDIDATES, size))}
+        pool |= {self._near(point, spread, rng) for point in around for spread in SPREADS for _ in range(16)}
+        ranked = self._ranked(pool, known)
+        for spread in SPREADS[:REFINEMENTS]:
+            near = {self._near(point, spread, rng) for _, point in ranked[:5] for _ in range(30)}
+            ranked = sorted({*ranked[:5], *self._ranked(near, known)}, reverse=True)
+        return ranked[0][1] if ranked else None
+
+    def _ranked(self, pool: set[Coordinates], known: set[Coordinates]) -> list[tuple[float, Coordinates]]:
+        new = sorted(pool - known)
+        scores = self.scores(new) if new else []
+        return sorted(((float(score), point) for score, point in zip(scores, new, strict=True)), reverse=True)
+
+    def _near(self, point: Coordinates, spread: float, rng: np.random.Generator) -> Coordinates:
+        """Some of the coordinates moved: at least one."""
+        dimensions = self.box.dimensions
+        moved = rng.random(len(dimensions)) < max(0.4, 1 / len(dimensions))
+        moved[rng.integers(len(dimensions))] = True
+        result = []
+        for dimension, z, move in zip(dimensions, point, moved, strict=True):
+            if not move:
+                result.append(z)
+            elif dimension.unordered and dimension.size:
+                result.append(float(rng.integers(dimension.size)))
+            elif dimension.size is not None:
+                step = rng.normal(0, max(1.0, spread * (dimension.size - 1)))
+                result.append(float(np.clip(round(z + step), 0, dimension.size - 1)))
+            else:
+                result.append(float(np.clip(z + rng.normal(0, spread), 0, 1)))
+        return self.box.snapped(result)
+
+
+def _modelled(told: Sequence[tuple[Coordinates, Record]]) -> list[tuple[Coordinates, Record]]:
+    if len(told) <= MODELLED:
+        return list(told)
+    best = sorted(told, key=lambda pair: pair[1].merit)[: MODELLED // 2]
+    chosen = {record.number for _, record in best}
+    return best + [pair for pair in told[-MODELLED // 2:] if pair[1].number not in chosen]
+
+
+def _losses(records: Sequence[Record]) -> Vector:
+    """A failure counts as the worst, a pruned trial as at least average."""
+    complete = [record.loss for record in records if record.kind == "complete"]
+    worst, middle = max(complete), float(np.median(complete))
+    bad = {"failed": lambda record: worst, "pruned": lambda record: max(record.loss, middle)}
+    return np.array([record.loss if record.kind == "complete" else bad[record.kind](record) for record in records])

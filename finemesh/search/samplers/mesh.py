@@ -1,0 +1,195 @@
+"""One mesh adaptive direct search (MADS) over a structure, its mathematics NOMAD's.
+
+An iteration asks NOMAD for the search and poll points around the best points known (feasible and infeasible: the
+progressive barrier), hands them out, and ends at the first success or when all are told; NOMAD then changes the frame
+size. Points known from elsewhere (the start, the surrogate, enqueued ones) enter NOMAD's cache all the same. When
+the frame is smaller than anyone can tell apart, the search restarts from the best point elsewhere.
+
+C. Audet and J. E. Dennis Jr., "Mesh adaptive direct search algorithms for constrained optimization", SIAM J. Optim.
+17(1), 2006. C. Audet, S. Le Digabel, V. Rochon Montplaisir and C. Tribes, "Algorithm 1027: NOMAD version 4", ACM
+TOMS 48(3), 2022.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from finemesh.search.samplers.encoding import Box, Coordinates
+from finemesh.search.samplers.nomad_process import NomadProcess
+from finemesh.search.samplers.record import Record
+
+FRAME = 0.2  # of a range: the first frame size
+SMALLEST_FRAME = 1e-3  # of a range
+FAILED = 1e20  # how a failure is observed; it never enters the cache
+SEEDS = 10_000  # NOMAD draws as many random numbers to set a seed
+CACHED = 200  # points that NOMAD is given: the best and the latest
+EMPTY_ITERATIONS = 8  # in a row, all of whose points were known
+
+
+class MeshSearch:
+    """`records` are those of this structure, in the order told, each with its coordinates."""
+
+    def __init__(self, box: Box, seed: int) -> None:
+        self.box = box
+        self.seed = seed
+        self.records: list[tuple[Coordinates, Record]] = []
+        self.known: dict[Coordinates, Record | None] = {}  # None: asked, not told yet
+        self.best: Record | None = None
+        self._frame: tuple[float, ...] = self._first_frame()
+        self._barrier = ""
+        self._iteration = 0
+        self._open: list[tuple[Coordinates, Coordinates]] = []  # (NOMAD's coordinates, those of its values)
+        self._points: list[tuple[Coordinates, Coordinates]] = []  # the whole iteration
+        self._begun = 0  # records told before this iteration
+        self._best_before: Record | None = None
+        self._centres: list[Coordinates] = []  # of converged searches
+
+    def _first_frame(self) -> tuple[float, ...]:
+        return tuple(FRAME if d.size is None else float(max(1, round(FRAME * (d.size - 1)))) for d in self.box.dimensions)
+
+    @property
+    def exhausted(self) -> bool:
+        """Every point of a finite structure has been asked for."""
+        sizes = [d.size for d in self.box.dimensions]
+        return None not in sizes and math.prod(size for size in sizes if size) <= len(self.known)
+
+    def asked(self, point: Coordinates) -> None:
+        self.known.setdefault(point, None)
+        self._open = [pair for pair in self._open if pair[1] != point]
+
+    def told(self, point: Coordinates, record: Record) -> None:
+        self.asked(point)
+        former = self.known[point]
+        if former is None or record.merit < former.merit:
+            self.known[point] = record
+        self.records.append((point, record))
+        if self.best is None or record.merit < self.best.merit:
+            self.best = record
+
+    def open_points(self, process: NomadProcess) -> list[Coordinates]:
+        """Points of NOMAD's that may be handed out now; none while the last ones of an iteration are being run."""
+        if self.exhausted:
+            return []
+        for _ in range(EMPTY_ITERATIONS):
+            if not self._over():
+                return [point for _, point in self._open]
+            self._close(process)
+            if self._converged():
+                self._restart()
+            self._begin(process)
+        return [point for _, point in self._open]
+
+    def _success(self) -> bool:
+        return self.best is not None and (self._best_before is None or self.best.merit < self._best_before.merit)
+
+    def _over(self) -> bool:
+        return self._success() or all(self.known.get(point) is not None for _, point in self._points)
+
+    def _begin(self, process: NomadProcess) -> None:
+        self._iteration += 1
+        self._begun, self._best_before = len(self.records), self.best
+        self._points = []
+        cache = self._cache()
+        if cache:
+            answer = process.ask({"seed": self._seed(), "parameters": self._parameters(), "cache": cache})
+            raw = [tuple(point) for point in answer.get("points", [])]
+            self._points = [(point, self.box.snapped(self._clipped(point))) for point in raw]
+        self._open = []
+        for pair in self._points:
+            if pair[1] not in self.known and all(pair[1] != point for _, point in self._open):
+                self._open.append(pair)
+
+    def _close(self, process: NomadProcess) -> None:
+        """Tell NOMAD what this iteration brought: the frame grows after a success and shrinks after a failure."""
+        if self._iteration == 0:
+            return
+        told = [(list(raw), self._outputs(self.known.get(point))) for raw, point in self._points
+                if self.known.get(point) is not None]
+        raws = [point for point, _ in told]
+        told += [(list(point), self._outputs(record)) for point, record in self.records[self._begun:]
+                 if list(point) not in raws]
+        before = self._frame
+        if told:
+            cache = self._cache(self._begun)
+            answer = process.ask({"seed": self._seed(), "parameters": self._parameters(), "cache": cache, "points": told})
+            for line in answer.get("parameters", []):
+                self._read_parameter(line)
+        if not self._success():  # NOMAD sometimes keeps or enlarges the frame when all points were known
+            smaller = tuple(map(min, self._frame, before))
+            self._frame = smaller if smaller != before else tuple(
+                size / 2 if d.size is None else max(1.0, size // 2)
+                for d, size in zip(self.box.dimensions, before, strict=True))
+
+    def _read_parameter(self, line: str) -> None:
+        name, _, text = line.partition(" ")
+        if name == "INITIAL_FRAME_SIZE":
+            sizes = [float(word) for word in text.strip("() ").split()]
+            self._frame = tuple(min(size, 1.0) if d.size is None else min(max(1.0, size), d.size - 1.0)
+                                for d, size in zip(self.box.dimensions, sizes, strict=True))
+        elif name == "H_MAX_0" and "inf" not in text.lower():
+            self._barrier = f"H_MAX_0 {text}"
+
+    def _converged(self) -> bool:
+        continuous = [size for d, size in zip(self.box.dimensions, self._frame, strict=True) if d.size is None]
+        grid = [size for d, size in zip(self.box.dimensions, self._frame, strict=True) if d.size is not None]
+        return all(size < SMALLEST_FRAME for size in continuous) and all(size <= 1 for size in grid) and \
+            all(self.known.get(point) is not None for _, point in self._points)
+
+    def _restart(self) -> None:
+        free = [(point, record) for point, record in self.records if record.kind == "complete" and self._is_free(point)]
+        if free:
+            self._centres.append(min(free, key=lambda pair: pair[1].merit)[0])
+        else:
+            self._centres.clear()
+        self._frame, self._barrier = self._first_frame(), ""
+
+    def _is_free(self, point: Coordinates) -> bool:
+        """Outside the frames in which former searches began and ended."""
+        if not self._centres:
+            return True
+        features = self.box.features([point, *self._centres])
+        return bool((np.abs(features[1:] - features[0]).max(axis=1) > FRAME / 2).all())
+
+    def _cache(self, upto: int | None = None) -> list[tuple[list[float], list[float]]]:
+        usable = [(point, record) for point, record in self.records[:upto]
+                  if record.kind == "complete" and self._is_free(point)]
+        if len(usable) > CACHED:
+            best = sorted(usable, key=lambda pair: pair[1].merit)[: CACHED // 2]
+            usable = best + [pair for pair in usable[-CACHED // 2:] if pair not in best]
+        once = {point: (list(point), self._outputs(record)) for point, record in usable}
+        return list(once.values())
+
+    def _outputs(self, record: Record | None) -> list[float]:
+        names = self._constraint_names()
+        if record is None or record.kind != "complete":
+            return [FAILED, *[FAILED] * len(names)]
+        return [record.loss, *[record.violations.get(name, 0.0) for name in names]]
+
+    def _constraint_names(self) -> list[str]:
+        return sorted({name for _, record in self.records for name in record.violations})
+
+    def _clipped(self, point: Sequence[float]) -> Coordinates:
+        return tuple(min(max(z, 0.0), 1.0 if d.size is None else d.size - 1.0)
+                     for d, z in zip(self.box.dimensions, point, strict=True))
+
+    def _seed(self) -> int:
+        return (self.seed + self._iteration) % SEEDS
+
+    def _parameters(self) -> list[str]:
+        dimensions = self.box.dimensions
+        uppers = [1 if d.size is None else d.size - 1 for d in dimensions]
+        types = ["R" if d.size is None else "B" if d.size == 2 else "I" for d in dimensions]
+        outputs = ["OBJ", *["PB"] * len(self._constraint_names())]
+        return [f"DIMENSION {len(dimensions)}", "LOWER_BOUND * 0", f"UPPER_BOUND {_vector(uppers)}",
+                f"BB_INPUT_TYPE {_vector(types)}", f"BB_OUTPUT_TYPE {' '.join(outputs)}", "DIRECTION_TYPE ORTHO 2N",
+                f"INITIAL_FRAME_SIZE {_vector(self._frame)}", *filter(None, [self._barrier])]
+
+
+def _vector(items: Sequence[Any]) -> str:
+    return f"( {' '.join(str(item) for item in items)} )"
+
+
+def values_key(values: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    return tuple(sorted(values.items()))

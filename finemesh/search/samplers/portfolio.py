@@ -1,0 +1,173 @@
+"""A mesh search for every structure of the space, and how the trials are shared between them.
+
+Every structure is begun with a few space-filling points; then the structures are ranked by the best they have shown
+and the trials are shared by rank, so that a poor one fades and none is ever given up. Within a structure the surrogate's
+search points alternate with NOMAD's. What happens at trial n follows from the seed and the trials before it alone.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from finemesh.search.samplers.acquisition import Acquisition
+from finemesh.search.samplers.encoding import Box, Coordinates
+from finemesh.search.samplers.mesh import MeshSearch
+from finemesh.search.samplers.nomad_process import NomadProcess
+from finemesh.search.samplers.record import Record
+from finemesh.search.samplers.structures import Key, Structures
+
+FIRST = 6  # trials in which the choices of every categorical are tried in turn
+EXPLORE = 20  # one in so many trials ignores what was learned of the structures
+DECAY = 1.0  # the share of rank r is (r + 1) ** -DECAY
+POLL = 2  # one in so many points of a structure is NOMAD's
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What to do at a trial: where `key` is None, sample every hyperparameter independently."""
+
+    kind: Literal["explore", "start", "search", "poll"]
+    key: Key | None = None
+    forced: tuple[str, Any] | None = None
+    points: tuple[Coordinates, ...] = ()
+
+
+class Portfolio:
+    def __init__(self, seed: int, process: NomadProcess) -> None:
+        self.seed = seed
+        self.process = process
+        self.structures = Structures()
+        self.records: dict[Key, list[Record]] = {}
+        self.pending: dict[int, Mapping[str, Any]] = {}
+        self._failed: list[Mapping[str, Any]] = []  # values of failures, whatever their structure
+        self._searches: dict[Key, MeshSearch] = {}
+        self._visits: dict[Key, int] = {}
+
+    def asked(self, number: int, values: Mapping[str, Any]) -> None:
+        """Trial `number` runs with these values."""
+        self.pending[number] = values
+        key = frozenset(values)
+        self._visits[key] = self._visits.get(key, 0) + 1
+        search = self._searches.get(key)
+        point = search.box.coordinates(values) if search else None
+        if search and point is not None:
+            search.asked(point)
+
+    def told(self, record: Record) -> None:
+        self.pending.pop(record.number, None)
+        key = frozenset(record.values)
+        if record.kind == "failed":
+            self._failed.append(record.values)
+            if key not in self.records:
+                return  # it may have failed before it asked for everything
+        self.structures.add(record.values, record.distributions)
+        self.records.setdefault(key, []).append(record)
+        search = self._searches.get(key)
+        point = search.box.coordinates(record.values) if search else None
+        if search and point is not None:
+            search.told(point, record)
+
+    def choose(self, number: int) -> Choice:
+        keys = [key for key in self.structures.keys if self.structures.box(key).dimensions]
+        if not keys:
+            return Choice("explore")
+        untried = self._untried(number)
+        if untried:
+            return Choice("start", self._containing(untried[0]), untried)
+        if number % EXPLORE == EXPLORE - 1 and self.structures.switchable:
+            return Choice("explore")
+        key = self._due(keys)
+        search, visits = self._search(key), self._visits.get(key, 0)
+        if visits < self._start_size(search.box) or not any(r.kind == "complete" for r in self.records[key]):
+            return Choice("start", key)
+        if visits % POLL == 0:
+            points = search.open_points(self.process)
+            if points:
+                return Choice("poll", key, points=tuple(points))
+        return Choice("search", key)
+
+    def point(self, choice: Choice, number: int) -> dict[str, Any]:
+        """The values to try; of an exploring choice, none."""
+        if choice.key is None:
+            return {}
+        search = self._search(choice.key)
+        rng = generator(self.seed, number, "point")
+        point = None
+        if choice.kind == "start" or search.exhausted:
+            point = self._start_point(choice.key, search)
+        else:
+            acquisition = Acquisition(search.box, search.records, self._waiting(search))
+            if choice.kind == "poll":
+                scores = acquisition.scores(choice.points)
+                point = choice.points[int(np.argmax(scores))]
+            else:
+                best = sorted(search.records, key=lambda pair: pair[1].merit)[:4]
+                point = acquisition.maximum(set(search.known), [p for p, _ in best], rng)
+        if point is None:
+            point = search.box.sampled(rng.random(len(search.box.dimensions)))
+        return search.box.values(point) | dict([choice.forced] if choice.forced else [])
+
+    def _waiting(self, search: MeshSearch) -> list[Coordinates]:
+        points = [search.box.coordinates(values) for values in self.pending.values()]
+        return [point for point in points if point is not None]
+
+    def _search(self, key: Key) -> MeshSearch:
+        """The structure's search; begun anew where its box has changed."""
+        box = self.structures.box(key)
+        if key not in self._searches or self._searches[key].box != box:
+            search = MeshSearch(box, int(generator(self.seed, 0, *sorted(key)).integers(2**31)))
+            for record in self.records[key]:
+                point = box.coordinates(record.values)
+                if point is not None:
+                    search.told(point, record)
+            for point in self._waiting(search):
+                search.asked(point)
+            self._searches[key] = search
+        return self._searches[key]
+
+    def _untried(self, number: int) -> tuple[str, Any] | None:
+        """A choice to be tried for its own sake: any at first, later those of switches only."""
+        also = [*self._failed, *self.pending.values()]
+        return self.structures.untried(also, switches_only=number >= FIRST)
+
+    def _containing(self, name: str) -> Key:
+        return next(key for key in self.structures.keys if name in key)
+
+    def _due(self, keys: list[Key]) -> Key:
+        """The structure that is furthest behind its share."""
+        open_keys = [key for key in keys if not self._search(key).exhausted] or keys
+        ranked = sorted(open_keys, key=lambda key: min(record.merit for record in self.records[key]))
+        shares = np.arange(1, len(ranked) + 1) ** -DECAY
+        visits = np.array([self._visits.get(key, 0) for key in ranked])
+        behind = shares / shares.sum() * (visits.sum() + 1) - visits
+        return ranked[int(np.argmax(behind))]
+
+    def _start_size(self, box: Box) -> int:
+        size = len(box.dimensions) + 2
+        return max(2, round(size / len(self.structures.keys) ** 0.5))
+
+    def _start_point(self, key: Key, search: MeshSearch) -> Coordinates | None:
+        """The next new point of an additive recurrence: even in every dimension, whatever their number."""
+        size = len(search.box.dimensions)
+        if not size:
+            return ()
+        ratio = 2.0
+        for _ in range(40):
+            ratio = (1 + ratio) ** (1 / (size + 1))
+        steps = ratio ** -np.arange(1.0, size + 1)
+        shift = generator(self.seed, 0, "start", *sorted(key)).random(size)
+        visits = self._visits.get(key, 0)
+        for index in range(visits + 1, visits + 100):
+            point = search.box.sampled((shift + index * steps) % 1.0)
+            if point not in search.known:
+                return point
+        return None
+
+
+def generator(seed: int, number: int, *words: str) -> np.random.Generator:
+    """Random numbers of their own for every trial and purpose, the same in every process."""
+    text = "\0".join([str(seed), str(number), *words])
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "little"))
