@@ -203,9 +203,16 @@ def _trial_run(run: RunFolder, study: Study, method: str) -> Outcome:
 
 @contextmanager
 def _begun(run: RunFolder, config: Config) -> Iterator[None]:
+    """The folder is locked. What ends before the first trial leaves no folder, so that the config can be mended."""
     with run.locked():
+        fresh = not run.config.exists()
         run.begin(json.loads(config.model_dump_json(exclude_none=True)))
-        yield
+        try:
+            yield
+        except BaseException:
+            if fresh and not (run.path / "trials").exists():
+                shutil.rmtree(run.path)
+            raise
 
 
 @contextmanager
