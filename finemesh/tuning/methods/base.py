@@ -6,6 +6,7 @@ The defaults below suit a method that trains some parameters by AdamW; the other
 `optimizer` (updates of its own).
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,6 +99,16 @@ class Method:
         groups = [{"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
                   {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}]
         return torch.optim.AdamW([g for g in groups if g["params"]], lr=float(point["learning_rate"]), fused=True)
+
+
+def save_whole(tuned: nn.Module, folder: Path) -> None:
+    """A transformers folder in float32, so that everyone loads just the weights that were trained."""
+    assert isinstance(tuned, PreTrainedModel)
+    state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tuned.state_dict().items()}
+    tuned.save_pretrained(folder, state_dict=state)
+    file = folder / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
 
 
 class PeftMethod(Method):

@@ -7,7 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from finemesh.hyperparameter import real
-from finemesh.tuning.methods.base import Context, Method, Point
+from finemesh.tuning.methods.base import Context, Method, Point, save_whole
 
 
 class Full(Method):
@@ -33,8 +33,7 @@ class Full(Method):
         return base
 
     def save(self, tuned: nn.Module, folder: Path, base_name: str) -> None:
-        assert isinstance(tuned, PreTrainedModel)
-        tuned.save_pretrained(folder)
+        save_whole(tuned, folder)
 
     def load(self, model: PreTrainedModel, folder: Path) -> nn.Module:
         return type(model).from_pretrained(folder, dtype=model.dtype).eval()

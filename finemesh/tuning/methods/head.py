@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from finemesh.hyperparameter import real
-from finemesh.tuning.methods.base import Context, Method, Point
+from finemesh.tuning.methods.base import Context, Method, Point, save_whole
 
 HEADS = ("classifier", "score")  # what transformers calls the new layer of a sequence classifier
 
@@ -57,8 +57,7 @@ class Head(Method):
         return tuned.requires_grad_(False)
 
     def save(self, tuned: nn.Module, folder: Path, base_name: str) -> None:
-        assert isinstance(tuned, PreTrainedModel)
-        tuned.save_pretrained(folder)
+        save_whole(tuned, folder)
 
     def load(self, model: PreTrainedModel, folder: Path) -> nn.Module:
         return type(model).from_pretrained(folder, dtype=model.dtype).eval()

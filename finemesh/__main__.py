@@ -1,0 +1,7 @@
+"""python -m finemesh is the command finemesh."""
+
+import sys
+
+from finemesh.cli import main
+
+sys.exit(main())
