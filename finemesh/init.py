@@ -64,7 +64,7 @@ def write_config(data: str, out: Path, *, columns: Mapping[str, str] | None = No
     try:
         recognise(rows, columns)
     except InputError as error:
-        raise InputError(f"{error}. For init: --column text=review --column label=stars") from None
+        raise InputError(f"{str(error).rstrip('.')}; for init: --column text=review --column label=stars") from None
     splits = load(data, columns=columns)
     model = _model(splits.task)
     name = _stem(data) if out.stem == "finemesh" else out.stem

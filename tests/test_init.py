@@ -58,7 +58,7 @@ def test_unusual_columns_and_names_are_written_so_that_they_are_read_back(folder
     name = "a: #1 rows.csv"
     rows = "".join(f"text {n},{'good' if n % 2 else 'bad'}\n" for n in range(60))
     Path(name).write_text("what: it says,yes\n" + rows)
-    with pytest.raises(InputError, match=r"no known format.*--column text=review --column label=stars"):
+    with pytest.raises(InputError, match=r"no known format.*; for init: --column text=review --column label=stars"):
         init.write_config(name, Path("mine.yaml"))
     assert not Path("mine.yaml").exists()
     init.write_config(name, Path("mine.yaml"), columns={"text": "what: it says", "label": "yes"})
