@@ -4,11 +4,13 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from finemesh.config import Config, load_config
 from finemesh.errors import InputError, nearest
@@ -24,9 +26,10 @@ from finemesh.search.jobs import Jobs
 from finemesh.search.observer import Nobody, Observer
 from finemesh.search.samplers import OPTIMIZERS
 from finemesh.search.study import run_search
-from finemesh.trial import Job, Outcome, read_outcome
+from finemesh.trial import Job, Outcome, read_outcome, write_json
+from finemesh.tuning.environment import worker_environment
 from finemesh.tuning.methods import METHODS, describe
-from finemesh.tuning.models import find_model
+from finemesh.tuning.models import find_model, load_tokenizer, quieten
 from finemesh.tuning.predictions import predictions
 from finemesh.tuning.task import Task
 
@@ -100,6 +103,7 @@ def predict(folder: Path, data: str) -> Iterator[str]:
 
 def check(config: Config) -> dict[str, Any]:
     """Data, split, memory and time: each method's reference is run for two steps, nothing is kept."""
+    quieten()
     source = find_model(config.model)
     splits = read_data(config, source)
     searched_space(config, splits, source)
@@ -154,8 +158,6 @@ def hand_over(run: RunFolder, config: Config) -> None:
     with full_disk(run.path):
         shutil.rmtree(draft, ignore_errors=True)
         shutil.copytree(run.path / winner["folder"] / "adapter", draft)
-        from finemesh.tuning.models import load_tokenizer
-
         load_tokenizer(task.source).save_pretrained(draft)
         described = {"method": winner["method"], "hyperparameters": winner["hyperparameters"]}
         (draft / "finemesh.json").write_text(json.dumps(described, indent=1), encoding="utf-8")
@@ -194,10 +196,7 @@ def _trial_run(run: RunFolder, study: Study, method: str) -> Outcome:
     if outcome.state != "complete":
         return outcome
     curve = [json.loads(line) for line in (job.folder / "curve.jsonl").read_text(encoding="utf-8").splitlines()]
-    if len(curve) < 4:
-        each = 0.0
-    else:
-        each = (curve[-2]["seconds"] - curve[1]["seconds"]) / (len(curve) - 3)
+    each = (curve[-2]["seconds"] - curve[1]["seconds"]) / (len(curve) - 3) if len(curve) > 3 else 0.0
     return replace(outcome, metrics={"seconds_a_step": each, "seconds_beside": max(0.0, outcome.seconds - 4 * each)})
 
 
@@ -218,11 +217,6 @@ def _begun(run: RunFolder, config: Config) -> Iterator[None]:
 @contextmanager
 def _workers(run: RunFolder, task: Task, count: int) -> Iterator[LocalExecutor]:
     """Worker processes that have this task loaded, ended in any case."""
-    import torch
-
-    from finemesh.trial import write_json
-    from finemesh.tuning.environment import worker_environment
-
     file = run.path / ".worker.json"
     write_json(file, task.to_json())
     devices = [str(i) for i in range(torch.cuda.device_count())]
@@ -243,6 +237,3 @@ def _existing(folder: Path) -> RunFolder:
 
 def _ranges(numbers: list[int]) -> str:
     return f"{min(numbers)} to {max(numbers)}" if numbers else "none yet"
-
-
-Command = Callable[..., Any]

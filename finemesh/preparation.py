@@ -18,7 +18,7 @@ from finemesh.tuning.data.batches import encode_all
 from finemesh.tuning.data.split import NAMES, Splits, load, read_splits
 from finemesh.tuning.machine import describe_machine, usable_cores
 from finemesh.tuning.methods import METHODS
-from finemesh.tuning.models import ModelSource, find_model, load_skeleton, load_tokenizer
+from finemesh.tuning.models import ModelSource, find_model, load_skeleton, load_tokenizer, quieten
 from finemesh.tuning.precision import measure_precision
 from finemesh.tuning.task import Task
 
@@ -38,9 +38,11 @@ def read_data(config: Config, source: ModelSource) -> Splits:
     data = config.data
     splits = load(data.train, data.validation, data.test, columns=data.columns, task=config.task)
     tokenizer = load_tokenizer(source)
-    kept, dropped = {}, 0
+    kept: dict[str, Any] = {}
+    dropped = 0
     for name in NAMES:
-        rows, lost = encode_all(splits[name], tokenizer, data.max_length, splits.task, labels=splits.labels, name=f"data.{name}")
+        rows, lost = encode_all(splits[name], tokenizer, data.max_length, splits.task, labels=splits.labels,
+                                name=f"data.{name}")
         kept[name], dropped = tuple(example for example, _ in rows), dropped + lost
     notes = splits.notes
     if dropped:
@@ -64,6 +66,7 @@ def searched_space(config: Config, splits: Splits, source: ModelSource) -> Space
 
 def prepare(config: Config, run: RunFolder) -> Study:
     """What the study of a locked and begun run folder stands on; made the first time, read afterwards."""
+    quieten()
     source = find_model(config.model)
     with full_disk(run.path):
         if (run.splits / "summary.json").exists():

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from finemesh.trial import Job, Outcome, write_outcome
 from finemesh.tuning.data.batches import Encoded, encode
-from finemesh.tuning.data.examples import Example
+from finemesh.tuning.data.examples import Dialogue, Example
 from finemesh.tuning.data.split import read_split
 from finemesh.tuning.evaluation.generation import answers
 from finemesh.tuning.evaluation.loss import Evaluation, evaluate
@@ -125,13 +125,14 @@ class Blackbox:
         shaped = self._shaped(plug, rows, hyperparameters, training=False)
         tuned = plug.load(self.exact_model, folder / "adapter")
         try:
-            return evaluate(tuned.to(self.accelerator.device), shaped, self.task.task, self._pad_id, self.accelerator.device)
+            return evaluate(tuned.to(self.accelerator.device), shaped, self.task.task, self._pad_id,
+                            self.accelerator.device)
         finally:
             self._release_exact(tuned)
 
     def answer(self, method: str, hyperparameters: Point, folder: Path, rows: int) -> list[dict[str, str]]:
         """Test prompts with the given answer, the untuned model's and the tuned one's (greedy)."""
-        examples = self.test.examples[:rows]
+        examples = [example for example in self.test.examples if isinstance(example, Dialogue)][:rows]
         before = answers(self.exact_model, self.tokenizer, examples, self.task.max_length)
         tuned = METHODS[method].load(self.exact_model, folder / "adapter")
         try:
@@ -197,7 +198,8 @@ class Blackbox:
             raise Infeasible(_broken(replace(outcome, constraints=violations), job.constraints), numbers)
 
     def _same_tokens(self, evaluation: Evaluation) -> None:
-        expected = sum(sum(row.scored) for row in self.validation.rows) if self.task.task == "instruct" else len(self.validation.rows)
+        rows = self.validation.rows
+        expected = sum(sum(row.scored) for row in rows) if self.task.task == "instruct" else len(rows)
         if evaluation.scored_tokens != expected:
             raise ScoredTokensDiffer(f"the validation scored {evaluation.scored_tokens} tokens instead of {expected}")
         if not abs(evaluation.loss) < float("inf"):

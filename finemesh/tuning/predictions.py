@@ -14,14 +14,16 @@ from finemesh.tuning.data.split import read_questions
 from finemesh.tuning.evaluation.generation import answers
 from finemesh.tuning.evaluation.loss import predict_outputs
 from finemesh.tuning.methods import METHODS
+from finemesh.tuning.models import quieten
 from finemesh.tuning.task import Task
 
 ROWS_AT_A_TIME = 64
 
 
 def predictions(task: Task, method: str, hyperparameters: Mapping[str, Any], folder: Path, data: str,
-                columns: Mapping[str, str]) -> Iterator[str]:
+                columns: Mapping[str, str | int]) -> Iterator[str]:
     """One answer (instruct), label (classify) or number (regress) a row, in the order of the rows."""
+    quieten()
     examples = read_questions(data, columns=columns or None, task=task.task)
     box = Blackbox(task, look_only=True)
     plug, model = METHODS[method], box.exact_model

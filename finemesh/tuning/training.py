@@ -42,7 +42,7 @@ class Plan:
     def validates(self, step: int) -> bool:
         """After `step` updates. Also where a run is cut short."""
         every = max(1, self.horizon // max(1, self.validations))
-        return step == self.steps or (step % every == 0 and 0 < step and self.horizon - step >= every)
+        return step == self.steps or (step % every == 0 and step > 0 and self.horizon - step >= every)
 
 
 @dataclass(frozen=True)

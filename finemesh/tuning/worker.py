@@ -42,12 +42,11 @@ def main(task_file: Path) -> None:
 
 
 def _open(task_file: Path) -> Any:
-    from transformers.utils import logging
-
     from finemesh.tuning.blackbox import Blackbox
+    from finemesh.tuning.models import quieten
     from finemesh.tuning.task import Task
 
-    logging.disable_progress_bar()
+    quieten()
     return Blackbox(Task.read(task_file))
 
 

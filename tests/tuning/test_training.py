@@ -84,7 +84,8 @@ def test_losses_are_those_of_the_full_logits():
     torch.testing.assert_close(batch_losses(model, batch, "instruct").losses, plain, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("kind", "task"), [("llama", "instruct"), ("gpt2", "instruct"), ("bert", "classify"), ("llama", "classify")])
+@pytest.mark.parametrize(("kind", "task"), [("llama", "instruct"), ("gpt2", "instruct"), ("bert", "classify"),
+                                            ("llama", "classify")])
 def test_padding_changes_no_loss(kind, task):
     model, context = tiny.case(kind, task)
     together = evaluate(model, context.encoded, task, 0)

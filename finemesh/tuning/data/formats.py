@@ -3,7 +3,6 @@
 A new format is an entry of FORMATS: the tasks it serves, its fields with their usual columns, and how a row is built.
 """
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -50,8 +49,8 @@ def _seed_tasks(cells: Cells, task: Task, answered: bool) -> list[Dialogue]:
 
 def _asked(cells: Cells, instruction: str, given: str, answer: str, answered: bool) -> list[Dialogue]:
     question = f"{instruction}\n\n{given}" if given.strip() else instruction
-    system = cells.text("system", "") if "system" in cells.columns else ""
-    return _dialogues([Turn("system", system), Turn("user", question), Turn("assistant", answer)], cells, answered)
+    system = Turn("system", cells.text("system", ""))
+    return _dialogues([system, Turn("user", question), Turn("assistant", answer)], cells, answered)
 
 
 def _chat(cells: Cells, task: Task, answered: bool) -> list[Dialogue]:
@@ -77,12 +76,12 @@ def _turns(cells: Cells, field: str) -> list[Turn]:
     for number, message in enumerate(cells.listed(field), start=1):
         name = f"{cells.columns[field]}: message {number}"
         role = message.get("role", message.get("from"))
-        if role not in ROLES:
-            raise cells.row.error(f"{name} has the role {json.dumps(role)}.{nearest(str(role), ROLES)}")
+        if not isinstance(role, str) or role.lower() not in ROLES:
+            raise cells.row.error(f"{name} has the role {shown(role)}.{nearest(str(role), ROLES)}")
         content = message.get("content", message.get("value"))
         if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
             content = "".join(cells.checked(part.get("text"), name) for part in content)
-        turns.append(Turn(ROLES[role], cells.checked(content, name)))
+        turns.append(Turn(ROLES[role.lower()], cells.checked(content, name)))
     return turns
 
 
@@ -125,12 +124,12 @@ FORMATS: dict[str, Format] = {format.name: format for format in (
     Format("text/label", ("classify", "regress"),
            {"text": ("text", "text1", "sentence1", "premise", "question", "question1", "sentence", "tweet", "review",
                      "headline", "content"),
-            "text2": ("text2", "sentence2", "hypothesis", "question2", "sentence", "passage"),
+            "text2": (),  # see PAIRS
             "label": ("label", "labels", "class", "category", "score", "similarity", "sentiment", "intent", "rating",
                       "stars", "target")},
            _labelled, optional=("text2",), answers=("label",)),
 )}
-# the second text belongs to its first: a lone `passage` or `sentence` is part of no pair
+# text2 by the column of text: a `passage` or a `sentence` is a second text only beside a question
 PAIRS = {"text": ("text2",), "text1": ("text2",), "sentence1": ("sentence2",), "premise": ("hypothesis",),
          "question1": ("question2",), "question": ("sentence", "question2", "passage")}
 

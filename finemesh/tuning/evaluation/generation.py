@@ -24,5 +24,5 @@ def answers(model: Any, tokenizer: PreTrainedTokenizerBase, examples: Sequence[D
                                 do_sample=False, use_cache=True, pad_token_id=tokenizer.pad_token_id,
                                 eos_token_id=tokenizer.eos_token_id)
         new = output[0, ids.size(1):] if output.size(1) > ids.size(1) else output[0]
-        texts.append(tokenizer.decode(new, skip_special_tokens=True).strip())
+        texts.append(str(tokenizer.decode(new, skip_special_tokens=True)).strip())
     return texts

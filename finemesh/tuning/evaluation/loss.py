@@ -92,7 +92,8 @@ def evaluation_batches(lengths: Sequence[int], tokens: int = EVALUATION_TOKENS) 
     return batches
 
 
-def predict_outputs(model: nn.Module, rows: Sequence[Encoded], pad_id: int, device: torch.device | str = "cpu") -> list[list[float]]:
+def predict_outputs(model: nn.Module, rows: Sequence[Encoded], pad_id: int,
+                    device: torch.device | str = "cpu") -> list[list[float]]:
     """The outputs of a classifier or regressor, (rows, labels); the rows' labels are not read."""
     outputs: dict[int, list[float]] = {}
     with torch.no_grad():

@@ -104,7 +104,8 @@ class Method:
 def save_whole(tuned: nn.Module, folder: Path) -> None:
     """A transformers folder in float32, so that everyone loads just the weights that were trained."""
     assert isinstance(tuned, PreTrainedModel)
-    state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tuned.state_dict().items()}
+    state = {name: tensor.float() if tensor.is_floating_point() else tensor
+             for name, tensor in tuned.state_dict().items()}
     tuned.save_pretrained(folder, state_dict=state)
     file = folder / "config.json"
     config = json.loads(file.read_text(encoding="utf-8"))
@@ -146,13 +147,14 @@ class PromptMethod(PeftMethod):
 
     def remove(self, tuned: nn.Module) -> PreTrainedModel:
         assert isinstance(tuned, PeftModel)
-        model = tuned.get_base_model()
+        model: Any = tuned.get_base_model()
         return _as_it_was(model, _frozen_heads(model))
 
 
 def _frozen_heads(model: nn.Module) -> dict[str, nn.Module]:
     """By name, what PEFT trains a copy of in place of: the head of a classifier or regressor."""
-    return {name: module.original_module for name, module in model.named_modules() if isinstance(module, ModulesToSaveWrapper)}
+    return {name: module.original_module for name, module in model.named_modules()
+            if isinstance(module, ModulesToSaveWrapper)}
 
 
 def _as_it_was(model: PreTrainedModel, heads: Mapping[str, nn.Module]) -> PreTrainedModel:

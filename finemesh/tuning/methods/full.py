@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -24,11 +25,12 @@ class Full(Method):
     starts_at_base = True
 
     def prepare(self, model: PreTrainedModel, point: Point, context: Context) -> nn.Module:
-        tuned = copy.deepcopy(model).float().requires_grad_(True)
+        tuned: Any = copy.deepcopy(model).float().requires_grad_(True)
         tuned.base = [model]  # in a list, so that it is not a submodule
-        return tuned
+        whole: nn.Module = tuned
+        return whole
 
-    def remove(self, tuned: nn.Module) -> PreTrainedModel:
+    def remove(self, tuned: Any) -> PreTrainedModel:
         base: PreTrainedModel = tuned.base[0]
         return base
 

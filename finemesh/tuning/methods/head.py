@@ -5,12 +5,14 @@ A head that is tied to the input embeddings is untied first: only the output sid
 
 import copy
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from finemesh.hyperparameter import real
 from finemesh.tuning.methods.base import Context, Method, Point, save_whole
+from finemesh.tuning.models import TaskName
 
 HEADS = ("classifier", "score")  # what transformers calls the new layer of a sequence classifier
 
@@ -36,7 +38,7 @@ class Head(Method):
     gguf = True
     starts_at_base = True
 
-    def unfit(self, model: PreTrainedModel, task: str) -> str | None:  # type: ignore[override]
+    def unfit(self, model: PreTrainedModel, task: TaskName) -> str | None:
         if model.get_output_embeddings() is None and not any(hasattr(model, name) for name in HEADS):
             return f"head finds no output layer in {type(model).__name__}"
         return None
@@ -45,16 +47,16 @@ class Head(Method):
         name = head_name(model)
         frozen = model.get_submodule(name)
         model.set_submodule(name, copy.deepcopy(frozen).float().requires_grad_(True))
-        model.frozen_head = [frozen, model.config.tie_word_embeddings]  # in a list: not a submodule
+        object.__setattr__(model, "frozen_head", (frozen, model.config.tie_word_embeddings))  # not a submodule
         model.config.tie_word_embeddings = False
         return model
 
-    def remove(self, tuned: nn.Module) -> PreTrainedModel:
-        assert isinstance(tuned, PreTrainedModel)
+    def remove(self, tuned: Any) -> PreTrainedModel:
         frozen, tuned.config.tie_word_embeddings = tuned.frozen_head
         del tuned.frozen_head
-        tuned.set_submodule(head_name(tuned), frozen)
-        return tuned.requires_grad_(False)
+        model: PreTrainedModel = tuned
+        model.set_submodule(head_name(model), frozen)
+        return model.requires_grad_(False)
 
     def save(self, tuned: nn.Module, folder: Path, base_name: str) -> None:
         save_whole(tuned, folder)

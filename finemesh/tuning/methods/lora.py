@@ -37,7 +37,7 @@ class Lora(AdapterMethod):
         attention = ATTENTION.get(model.config.model_type, ["q_proj", "k_proj", "v_proj", "o_proj"])
         rank = int(point["rank"])
         return LoraConfig(
-            task_type=PEFT_TASKS[context.task], r=rank, lora_alpha=point["alpha_over_rank"] * rank,  # type: ignore[arg-type]
+            task_type=PEFT_TASKS[context.task], r=rank, lora_alpha=point["alpha_over_rank"] * rank,
             lora_dropout=point["dropout"], target_modules="all-linear" if every else attention,
             fan_in_fan_out=model.config.model_type == "gpt2",
         )

@@ -1,5 +1,7 @@
 """Prompt tuning: trained vectors before the embedded input, everything else frozen. Lester et al., arXiv 2104.08691."""
 
+from typing import Any
+
 import torch
 from peft import PeftConfig, PromptTuningConfig, PromptTuningInit
 from torch import nn
@@ -30,9 +32,9 @@ class Prompt(PromptMethod):
     def prepare(self, model: PreTrainedModel, point: Point, context: Context) -> nn.Module:
         tuned = super().prepare(model, point, context)
         tokens = self._initial_tokens(point, context)
-        prompt = next(p for name, p in tuned.named_parameters() if "prompt_encoder" in name)
+        prompt: Any = next(p for name, p in tuned.named_parameters() if "prompt_encoder" in name)
+        vectors: Any = model.get_input_embeddings().weight
         with torch.no_grad():
-            vectors = model.get_input_embeddings().weight
             if tokens is None:  # as spread as the vocabulary is
                 prompt.normal_(0.0, float(vectors.float().std()))
             else:

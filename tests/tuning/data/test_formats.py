@@ -105,7 +105,7 @@ def test_three_lines_go_round(tmp_path: Path, name: str, suffix: str) -> None:
      ["user: q", "assistant: a"]),
     ({"system": "kind", "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
      ["system: kind", "user: q", "assistant: a"]),
-    ({"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}]},
+    ({"messages": [{"role": "User", "content": [{"type": "text", "text": "q"}]},
                    {"role": "assistant", "content": "a"}]},
      ["user: q", "assistant: a"]),
 ])
@@ -187,6 +187,7 @@ def test_a_row_that_asks_nothing() -> None:
     ([{"messages": "[{"}], {}, ["line 1", "malformed JSON"]),
     ([{"messages": [{"role": "usr", "content": "x"}]}], {}, ["line 1", "message 1", '"usr"', "Did you mean user?"]),
     ([{"messages": [{"content": "x"}]}], {}, ["line 1", "role null"]),
+    ([{"messages": [{"role": ["user"], "content": "x"}]}], {}, ["line 1", 'role ["user"]']),
     ([{"messages": [{"role": "user", "content": 3}]}], {}, ["line 1", "message 1", "a number: 3"]),
     ([{"instruction": "a", "instances": [{"input": "x"}]}], {}, ["line 1", "instances: output", "null"]),
     ([{"text": "a", "label": "1"}, {"text": "a", "label": "x"}], {"task": "regress"},

@@ -1,0 +1,147 @@
+"""Both halves together on a tiny model: a whole search with real workers, its resume, one run, the check, predictions."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from finemesh import api
+from finemesh.config import load_config
+from finemesh.errors import InputError
+from tests import tiny
+
+CONFIG = """
+model: {model}
+data: {{train: {data}, validation: 0.2, test: 0.2, max_length: 32}}
+methods: {methods}
+search: {{optimizer: {optimizer}, trials: {trials}, steps: 4, batch_size: 8, repeats: 2}}
+out: {out}
+"""
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory) -> Path:
+    """A folder with a tiny causal model, a tiny classifier and data for both."""
+    folder = tmp_path_factory.mktemp("places")
+    for name, model in (("causal", tiny.causal()), ("encoder", tiny.classifier("bert"))):
+        model.save_pretrained(folder / name)
+        tiny.tokenizer().save_pretrained(folder / name)
+    rows = [{"prompt": d.turns[0].content, "completion": d.turns[1].content} for d in tiny.dialogues(120)]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    texts = [{"text": e.text, "label": e.label} for e in tiny.labelled(120)]
+    (folder / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts))
+    return folder
+
+
+def config(places: Path, out: Path, *, model: str = "causal", data: str = "pairs", optimizer: str = "random",
+           methods: str = "[lora, prompt]", trials: int = 5):
+    file = out.with_suffix(".yaml")
+    file.write_text(CONFIG.format(model=places / model, data=places / f"{data}.jsonl", out=out, optimizer=optimizer,
+                                  methods=methods, trials=trials))
+    return load_config(file)
+
+
+@pytest.fixture(scope="module")
+def run(places, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("search") / "run"
+    document = api.search(config(places, out))
+    assert document["state"] == "finished"
+    return out
+
+
+def outcomes(run: Path) -> list[dict]:
+    return [json.loads(path.read_text()) for path in sorted(run.glob("trials/*/outcome.json"))]
+
+
+def points(run: Path) -> list[tuple]:
+    return [(o["method"], o["hyperparameters"], o["validation_loss"]) for o in outcomes(run)]
+
+
+def test_a_search_hands_over_what_it_promises(run):
+    assert {o["state"] for o in outcomes(run)} == {"complete"}
+    assert (run / "report.html").exists()
+    assert {file.name for file in (run / "best").iterdir()} >= {"README.md", "tokenizer.json", "finemesh.json"}
+    found = json.loads((run / "finish.json").read_text())
+    assert set(found["reference"]) == {"lora", "prompt"}
+    assert len(found["answers"]) == 3
+    splits = {name: [json.loads(line)["messages"][0]["content"]
+                     for line in (run / f"splits/{name}.jsonl").read_text().splitlines()]
+              for name in ("train", "validation", "test")}
+    assert not set(splits["train"]) & set(splits["validation"])
+    assert not set(splits["train"]) & set(splits["test"])
+
+
+def test_a_finished_search_says_so_again_and_goes_on_with_more_trials(places, run):
+    before = points(run)
+    stamps = [path.stat().st_mtime for path in sorted(run.glob("trials/*/outcome.json"))]
+    api.search(config(places, run))
+    assert [path.stat().st_mtime for path in sorted(run.glob("trials/*/outcome.json"))] == stamps
+    document = api.search(config(places, run, trials=7))
+    assert sum(document["trials"].values()) == 7
+    assert points(run)[:5] == before
+
+
+def test_killed_and_started_again_gives_the_points_of_the_uninterrupted_run(places, run, tmp_path):
+    out = tmp_path / "killed"
+    settings = config(places, out, trials=7)
+    command = [sys.executable, "-m", "finemesh", "search", str(out.with_suffix(".yaml"))]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while len(outcomes(out)) < 2:
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    api.search(settings)
+    assert points(out) == points(run)[:7]
+
+
+def test_one_run_and_the_same_again(places, tmp_path):
+    settings = config(places, tmp_path / "one")
+    outcome = api.tune(settings, "lora", {"rank": 4, "learning_rate": 1e-2}, steps=6)
+    assert outcome.state == "complete"
+    assert outcome.hyperparameters["rank"] == 4
+    assert outcome.trainable_parameters > 0
+    folder = Path(f"{settings.out}-lora")
+    again = api.tune_again(folder, 0)
+    assert again.validation_loss == outcome.validation_loss
+    with pytest.raises(InputError, match="has no trial 3"):
+        api.tune_again(folder, 3)
+
+
+def test_a_classifier_on_an_encoder(places, tmp_path):
+    settings = config(places, tmp_path / "run", model="encoder", data="labels", methods="[lora, head]", trials=2)
+    document = api.search(settings)
+    assert {"accuracy", "f1", "matthews"} <= set(document["test"]["winner"]["metrics"])
+    (tmp_path / "new.jsonl").write_text('{"text": "w0 w9"}\n{"text": "w7 w9"}\n')
+    labels = list(api.predict(tmp_path / "run", str(tmp_path / "new.jsonl")))
+    assert len(labels) == 2
+    assert set(labels) <= set(tiny.LABELS)
+
+
+def test_constraints_make_a_trial_infeasible_before_it_trains(places, tmp_path):
+    settings = config(places, tmp_path / "run", methods="{lora: {rank: [2, 64]}, prompt: {length: 2}}", trials=4)
+    search = settings.search.model_copy(update={"constraints": {"trainable_parameters": 200.0}})
+    document = api.search(settings.model_copy(update={"search": search}))
+    assert document["trials"] == {"complete": 1, "infeasible": 3} or document["trials"]["infeasible"] >= 1
+    infeasible = next(o for o in outcomes(tmp_path / "run") if o["state"] == "infeasible")
+    assert infeasible["constraints"]["trainable_parameters"] > 0
+    assert infeasible["trained_tokens"] == 0
+    assert document["best"]["method"] == "prompt"
+
+
+def test_check_spends_nothing_and_tells_all(places, tmp_path):
+    found = api.check(config(places, tmp_path / "run"))
+    assert found["rows"]["train"] > found["rows"]["test"] > 0
+    assert set(found["methods"]) == {"lora", "prompt"}
+    assert found["methods"]["lora"]["trial_seconds"] > 0
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_encoder_is_told_that_it_cannot_write(places, tmp_path):
+    with pytest.raises(InputError, match="encoder and cannot write answers"):
+        api.search(config(places, tmp_path / "run", model="encoder"))
