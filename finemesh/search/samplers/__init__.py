@@ -23,9 +23,11 @@ def _nomad(seed: int, workers: int) -> "BaseSampler":
 
 
 def _tpe(seed: int, workers: int) -> "BaseSampler":
-    from finemesh.search.samplers.reseeded import ReseededSampler, tpe
+    from optuna.samplers import TPESampler
 
-    return ReseededSampler(tpe, seed=seed, workers=workers)
+    from finemesh.search.samplers.reseeded import ReseededSampler
+
+    return ReseededSampler(lambda seed: TPESampler(seed=seed), seed=seed, workers=workers)
 
 
 def _random(seed: int, workers: int) -> "BaseSampler":

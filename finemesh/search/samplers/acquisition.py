@@ -45,7 +45,8 @@ class Acquisition:
         means, deviations = self.objective.predict(features)
         return surrogate.log_expected_improvement(means, deviations, self.best) + feasibility
 
-    def maximum(self, known: set[Coordinates], around: Sequence[Coordinates], rng: np.random.Generator) -> Coordinates | None:
+    def maximum(self, known: set[Coordinates], around: Sequence[Coordinates],
+                rng: np.random.Generator) -> Coordinates | None:
         """The best new point; None where no candidate is new."""
         size = len(self.box.dimensions)
         pool = {self.box.sampled(row) for row in rng.random((CANDIDATES, size))}
@@ -58,8 +59,9 @@ class Acquisition:
 
     def _ranked(self, pool: set[Coordinates], known: set[Coordinates]) -> list[tuple[float, Coordinates]]:
         new = sorted(pool - known)
-        scores = self.scores(new) if new else []
-        return sorted(((float(score), point) for score, point in zip(scores, new, strict=True)), reverse=True)
+        if not new:
+            return []
+        return sorted(((float(score), point) for score, point in zip(self.scores(new), new, strict=True)), reverse=True)
 
     def _near(self, point: Coordinates, spread: float, rng: np.random.Generator) -> Coordinates:
         """Some of the coordinates moved: at least one."""

@@ -1,7 +1,8 @@
 """Coordinates: how the values of a space are laid out for NOMAD and for the surrogate.
 
 A continuous dimension runs over [0, 1] (in the logarithm where the distribution says so; log integers too, rounded
-when they are read), any other over 0 .. size - 1. A coordinate vector belongs to a Box: the dimensions of one structure.
+when they are read), any other over 0 .. size - 1. A coordinate vector belongs to a Box: the dimensions of one
+structure.
 """
 
 import math
@@ -102,7 +103,7 @@ class Box:
         assert coordinates is not None
         return coordinates
 
-    def sampled(self, uniforms: Sequence[float]) -> Coordinates:
+    def sampled(self, uniforms: Sequence[float] | Vector) -> Coordinates:
         return self.snapped([d.sampled(u) for d, u in zip(self.dimensions, uniforms, strict=True)])
 
     @cached_property

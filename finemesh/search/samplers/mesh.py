@@ -11,7 +11,7 @@ TOMS 48(3), 2022.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -47,7 +47,8 @@ class MeshSearch:
         self._centres: list[Coordinates] = []  # of converged searches
 
     def _first_frame(self) -> tuple[float, ...]:
-        return tuple(FRAME if d.size is None else float(max(1, round(FRAME * (d.size - 1)))) for d in self.box.dimensions)
+        sizes = [d.size for d in self.box.dimensions]
+        return tuple(FRAME if size is None else float(max(1, round(FRAME * (size - 1)))) for size in sizes)
 
     @property
     def exhausted(self) -> bool:
@@ -112,8 +113,8 @@ class MeshSearch:
                  if list(point) not in raws]
         before = self._frame
         if told:
-            cache = self._cache(self._begun)
-            answer = process.ask({"seed": self._seed(), "parameters": self._parameters(), "cache": cache, "points": told})
+            request = {"seed": self._seed(), "parameters": self._parameters(), "cache": self._cache(self._begun)}
+            answer = process.ask(request | {"points": told})
             for line in answer.get("parameters", []):
                 self._read_parameter(line)
         if not self._success():  # NOMAD sometimes keeps or enlarges the frame when all points were known
@@ -189,7 +190,3 @@ class MeshSearch:
 
 def _vector(items: Sequence[Any]) -> str:
     return f"( {' '.join(str(item) for item in items)} )"
-
-
-def values_key(values: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    return tuple(sorted(values.items()))

@@ -1,4 +1,4 @@
-"""The process in which NOMAD runs: requests come in as JSON lines, answers go out as JSON lines. Imports neither torch nor optuna.
+"""The process in which NOMAD runs: JSON lines in, JSON lines out. Imports neither torch nor optuna.
 
 NOMAD is a guest here that may print on file descriptor 1, take over signals, keep state from one call to the next, or
 crash. So every request is answered by a fork of its own with a fixed seed: each answer is a function of its request

@@ -1,8 +1,9 @@
 """A mesh search for every structure of the space, and how the trials are shared between them.
 
 Every structure is begun with a few space-filling points; then the structures are ranked by the best they have shown
-and the trials are shared by rank, so that a poor one fades and none is ever given up. Within a structure the surrogate's
-search points alternate with NOMAD's. What happens at trial n follows from the seed and the trials before it alone.
+and the trials are shared by rank, so that a poor one fades and none is ever given up. Within a structure the
+surrogate's search points alternate with NOMAD's. What happens at trial n follows from the seed and the trials before
+it alone.
 """
 
 import hashlib

@@ -1,6 +1,7 @@
-"""What a study says of its trials, as the samplers here read it: always to be minimised, failures told from infeasible."""
+"""What a study says of its trials: always to be minimised, failures told from infeasible ones."""
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -39,7 +40,7 @@ class Record:
 
 def read(trial: FrozenTrial, sign: float) -> Record:
     """A finished trial's record; `sign` is -1 where the study maximises."""
-    violations = {name: value for name, value in sorted(trial.constraints.items()) if not math.isinf(value) or value > 0}
+    violations = {name: max(value, -sys.float_info.max) for name, value in sorted(trial.constraints.items())}
     kind: Literal["complete", "pruned", "failed"] = "failed"
     loss = math.inf
     if trial.state == TrialState.COMPLETE and trial.values is not None:

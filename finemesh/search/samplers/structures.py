@@ -63,7 +63,8 @@ class Structures:
                 foreign.setdefault(switch, set()).update(self._seen[other][switch])
         dimensions, fixed = [], []
         for name in sorted(key):
-            dimension = _narrowed(name, self.distributions[name], foreign.get(name, set()), self._seen[key].get(name, set()))
+            own = self._seen[key].get(name, set())
+            dimension = _narrowed(name, self.distributions[name], foreign.get(name, set()), own)
             if dimension.size == 1 or dimension.distribution.single():
                 fixed.append((name, dimension.value(0.0)))
             else:

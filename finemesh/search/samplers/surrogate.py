@@ -79,7 +79,7 @@ def fit(features: Vector, targets: Vector, blocks: tuple[int, ...]) -> Process:
     theta = start
     if len(targets) > 1:
         theta = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 40}).x
-    lengths, amplitude, noise = np.exp(theta[:-2]), float(np.exp(theta[-2])), float(np.exp(theta[-1]))
+    lengths, amplitude, noise = np.asarray(np.exp(theta[:-2]), dtype=np.float64), float(np.exp(theta[-2])), float(np.exp(theta[-1]))
     return condition(features, standard, blocks, lengths, amplitude, noise, shift, scale)
 
 
