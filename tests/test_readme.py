@@ -27,3 +27,12 @@ def test_the_config_is_all_defaults(tmp_path: Path) -> None:
 def test_every_command_is_listed() -> None:
     listed = set(re.findall(r"^\| `finemesh (\w+)", README, re.MULTILINE))
     assert listed == set(typer.main.get_group(app).commands)
+
+
+def test_the_file_tree_is_whole() -> None:
+    tree = README.partition("## The files")[2]
+    named = set(re.findall(r"[\w]+\.(?:py|yaml|html|css|js)\b", tree))
+    there = {path.name for path in (ROOT / "finemesh").rglob("*.*") if path.suffix in (".py", ".yaml", ".html", ".css", ".js")}
+    missing = there - named - {"__init__.py"}
+    gone = named - there - {"finemesh.yaml", "report.html"}
+    assert (missing, gone) == (set(), set())
