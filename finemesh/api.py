@@ -33,6 +33,7 @@ from finemesh.tuning.models import find_model, load_tokenizer, quieten
 from finemesh.tuning.predictions import predictions
 from finemesh.tuning.task import Task
 
+CHECK_STEPS = 4
 ANSWERS = 3  # test prompts that are answered before and after
 
 
@@ -102,7 +103,7 @@ def predict(folder: Path, data: str) -> Iterator[str]:
 
 
 def check(config: Config) -> dict[str, Any]:
-    """Data, split, memory and time: each method's reference is run for two steps, nothing is kept."""
+    """Data, split, memory and time: each method's reference is run for a few steps, nothing is kept."""
     quieten()
     source = find_model(config.model)
     splits = read_data(config, source)
@@ -112,7 +113,8 @@ def check(config: Config) -> dict[str, Any]:
         run = RunFolder(Path(temporary) / "check")
         run.path.mkdir()
         study = prepare(config, run)
-        outcomes = {name: _trial_run(run, study, name) for name in study.references}
+        with _workers(run, replace(study.task, steps=CHECK_STEPS), 1) as executor:
+            outcomes = {name: _trial_run(run, study, name, executor) for name in study.references}
     steps, batch = config.search.steps, config.search.batch_size
     methods: dict[str, Any] = {}
     for name, outcome in outcomes.items():
@@ -181,23 +183,28 @@ def _one(run: RunFolder, task: Task, job: Job, observer: Observer | None) -> Out
     watcher = observer or Nobody()
     watcher.phase("tune", 1)
     with _workers(run, task, 1) as executor:
-        jobs = Jobs(executor, watcher)
-        ended = jobs.start(job)
-        while ended is None:
-            ended = next((outcome for _, outcome in jobs.wait()), None)
+        ended = _ended(Jobs(executor, watcher), job)
     watcher.ended(ended)
     return ended
 
 
-def _trial_run(run: RunFolder, study: Study, method: str) -> Outcome:
-    """Four steps of the method's reference settings; seconds_a_step is of the last three."""
-    job = Job(0, method, study.references[method], study.task.seed, 4, run.path / "trials" / method)
-    outcome = _one(run, replace(study.task, steps=4), job, None)
+def _ended(jobs: Jobs, job: Job) -> Outcome:
+    outcome = jobs.start(job)
+    while outcome is None:
+        outcome = next((outcome for _, outcome in jobs.wait()), None)
+    return outcome
+
+
+def _trial_run(run: RunFolder, study: Study, method: str, executor: LocalExecutor) -> Outcome:
+    """A few steps of the method's reference settings; seconds_a_step leaves the first and the last out."""
+    job = Job(0, method, study.references[method], study.task.seed, CHECK_STEPS, run.path / "trials" / method)
+    outcome = _ended(Jobs(executor, Nobody()), job)
     if outcome.state != "complete":
         return outcome
     curve = [json.loads(line) for line in (job.folder / "curve.jsonl").read_text(encoding="utf-8").splitlines()]
     each = (curve[-2]["seconds"] - curve[1]["seconds"]) / (len(curve) - 3) if len(curve) > 3 else 0.0
-    return replace(outcome, metrics={"seconds_a_step": each, "seconds_beside": max(0.0, outcome.seconds - 4 * each)})
+    beside = max(0.0, outcome.seconds - CHECK_STEPS * each)
+    return replace(outcome, metrics={"seconds_a_step": each, "seconds_beside": beside})
 
 
 @contextmanager

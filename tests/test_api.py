@@ -1,11 +1,6 @@
 """Both halves together on a tiny model: a whole search with real workers, its resume, one run, the check, predictions."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -84,20 +79,6 @@ def test_a_finished_search_says_so_again_and_goes_on_with_more_trials(places, ru
     document = api.search(config(places, run, trials=7))
     assert sum(document["trials"].values()) == 7
     assert points(run)[:5] == before
-
-
-def test_killed_and_started_again_gives_the_points_of_the_uninterrupted_run(places, run, tmp_path):
-    out = tmp_path / "killed"
-    settings = config(places, out, trials=7)
-    command = [sys.executable, "-m", "finemesh", "search", str(out.with_suffix(".yaml"))]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while len(outcomes(out)) < 2:
-        assert process.poll() is None
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    api.search(settings)
-    assert points(out) == points(run)[:7]
 
 
 def test_one_run_and_the_same_again(places, tmp_path):
