@@ -21,6 +21,17 @@ AUTO = {"instruct": "AutoModelForCausalLM", "classify": "AutoModelForSequenceCla
 PIPELINES = {"instruct": "text-generation", "classify": "text-classification", "regress": "text-classification"}
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
+QUESTION = r"""question = "What is the capital of France?"
+if tokenizer.chat_template:
+    messages = [{"role": "user", "content": question}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+else:
+    text = f"### Instruction:\n{question}\n\n### Response:\n"
+inputs = tokenizer(text, return_tensors="pt", add_special_tokens=not tokenizer.chat_template)
+output = model.generate(**inputs, max_new_tokens=64)
+print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))
+"""
+
 Content = Mapping[str, Any]
 
 
@@ -57,8 +68,8 @@ def introduction(content: Content) -> str:
     before, after = (content["finish"].get(name, {}).get("loss") for name in ("untuned", "winner"))
     text = f"""# {inline(content["name"])}
 
-{inline(content["base_model"])}, fine-tuned with {inline(method)} on {inline(content["source"])}.
-[finemesh](https://pypi.org/project/finemesh/) chose the method and its settings by measurement."""
+{inline(content["base_model"])}, fine-tuned with {inline(method)} on {inline(content["source"])} by finemesh, which
+chose the method and its settings by measurement."""
     if before is not None and after is not None:
         verb = "brings" if after < before else "changes"
         text += f"\nFine-tuning {verb} the loss on the test rows from {words.loss(before)} to {words.loss(after)}."
@@ -88,11 +99,7 @@ def head(content: Content) -> str:
 
 def usage(content: Content) -> list[str]:
     if content["task"] == "instruct":
-        return ['messages = [{"role": "user", "content": "What is the capital of France?"}]',
-                "inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors=\"pt\",",
-                "                                       return_dict=True)",
-                "output = model.generate(**inputs, max_new_tokens=64)",
-                'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))']
+        return QUESTION.splitlines()
     said = "model.config.id2label[logits.argmax(-1).item()]" if content["task"] == "classify" else "logits.item()"
     return ['logits = model(**tokenizer("a text to judge", return_tensors="pt")).logits', f"print({said})"]
 
@@ -106,11 +113,12 @@ def results(content: Content) -> str:
              f"{words.metrics(result.get('metrics')) or '–'} |" for title, result in rows]
     table = "\n".join(["| | test loss | 95 % interval | |", "|---|---:|---|---|", *lines])
     count = words.count(content["data"]["rows"]["test"], "row")
+    seeds = ", ".join(map(str, finish["winner"].get("seeds", [])))
     return f"""## What it reached
 
 On {count} that neither training nor the search used. {words.LOSS_WORDS[content["task"]]}
-Losses are means over the seeds {", ".join(map(str, finish["winner"].get("seeds", [])))}, intervals are bootstrapped over
-rows and seeds; this folder holds the weights of one seed.
+Losses are means over the seeds {seeds}, intervals are bootstrapped over rows and seeds; this
+folder holds the weights of one seed.
 
 {table}"""
 
@@ -118,14 +126,14 @@ rows and seeds; this folder holds the weights of one seed.
 def found(content: Content) -> str:
     data = content["data"]
     rows = ", ".join(f"{count:,} {split}" for split, count in data["rows"].items())
-    trials = words.count(content["trials"], "trial")
+    trials, duplicates = words.count(content["trials"], "trial"), words.count(data["duplicates"], "duplicate")
     return f"""## How it was found
 
 {trials} of {words.count(content["steps"], "step")} each by the optimizer {inline(content["optimizer"])}. The best ones
 were repeated on fresh seeds, and the lowest mean validation loss won.
 
-Data: {inline(content["source"])}; {rows} rows after {words.count(data.get("duplicates", 0), "duplicate")} left out, split
-by the hash of the prompt. Hash of the rows: `{data["data_hash"]}`."""
+Data: {inline(content["source"])}; {rows} rows after {duplicates} left out, split by the hash
+of the prompt. Hash of the rows: `{data["data_hash"]}`."""
 
 
 def settings(content: Content) -> str:
@@ -140,8 +148,8 @@ def settings(content: Content) -> str:
 def limits(content: Content) -> str:
     return f"""## Limits
 
-It was measured on rows like those it was trained on: how it does on others is not known. What the base model gets wrong,
-or has learned of bias, it may still have; the licences of the base model and of the data apply. A budget of
+It was measured on rows like those it was trained on: how it does on others is not known. What the base model gets
+wrong, or has learned of bias, it may still have; the licences of the base model and of the data apply. A budget of
 {words.count(content["steps"], "step")} a trial favours what learns fast."""
 
 

@@ -153,7 +153,7 @@ def write_finish(run: Path, made: list[Outcome], methods: list[str], task: str, 
 
 def make_run(run: Path, *, trials: int = 24, methods: tuple[str, ...] = ("lora", "full", "head", "prompt"),
              task: str = "instruct", finished: bool = True, fates: dict[int, str] | None = None,
-             all_failed: bool = False, study: bool = True, gain: float = 0.15, seed: int = 0) -> Path:
+             all_failed: bool = False, study: bool = False, gain: float = 0.15, seed: int = 0) -> Path:
     """`fates`: trial number to failed, infeasible, pruned or duplicate; the others are complete."""
     random = Random(seed)
     chosen = {5: "failed", 9: "infeasible", 13: "duplicate", 16: "pruned"} if fates is None else fates

@@ -75,7 +75,7 @@ def seen(values: list[Any]) -> BaseDistribution:
     low, high = (min(values), max(values)) if all(type(v) in (int, float) for v in values) else (None, None)
     if low is None or high is None:
         return CategoricalDistribution(sorted(set(values), key=str))
-    log = low > 0 and high / low > 50
+    log = low > 0 and high / low > 10
     whole = all(isinstance(value, int) for value in values)
     return IntDistribution(low, high, log=log) if whole else FloatDistribution(low, high, log=log)
 

@@ -120,7 +120,8 @@ def about(record: Record) -> list[tuple[str, str]]:
         ("optimizer", search.get("optimizer")), ("steps of a trial", search.get("steps")), ("seed", search.get("seed")),
         ("precision", precision.get("name") if isinstance(precision, dict) else precision),
         ("processor", machine.get("processor")), ("graphics processors", ", ".join(machine.get("gpus") or [])),
-        ("cores", machine.get("cores")), ("threads", machine.get("threads")), ("memory in GB", machine.get("memory_gb")),
+        ("cores", machine.get("cores")), ("threads", machine.get("threads")),
+        ("memory in GB", machine.get("memory_gb")),
         ("system", machine.get("system")), ("python", machine.get("python")),
         ("versions", ", ".join(f"{name} {version}" for name, version in (machine.get("versions") or {}).items())))
     return [(title, str(value)) for title, value in pairs if value not in (None, "")]

@@ -1,0 +1,172 @@
+import itertools
+import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from finemesh.results.record import read_record
+from finemesh.results.report import SECTIONS, write_report
+from finemesh.results.report.charts import Label, Scale, apart, looks, loss_scale
+from finemesh.results.report.importance import importances, share_of_method, spaces
+
+Make = Callable[..., Path]
+VOID = {"meta", "br", "link", "img", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """The elements of a page; complains of tags that do not match."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: dict[str, list[str]] = {}
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        for tag in self.open:
+            self.texts.setdefault(tag, []).append(data)
+
+    def of(self, name: str) -> list[dict[str, str | None]]:
+        return [attributes for _, attributes in self.elements if name in (attributes.get("class") or "").split()]
+
+
+RUNS = {"finished": {"study": True}, "classify": {"task": "classify"}, "regress": {"task": "regress"},
+        "one trial": {"trials": 1}, "no trial": {"trials": 0, "finished": False}, "all failed": {"all_failed": True, "trials": 5},
+        "stopped": {"finished": False, "trials": 7, "study": True},
+        "one method": {"methods": ("lora",), "trials": 14}}
+
+
+@pytest.mark.parametrize("options", RUNS.values(), ids=RUNS.keys())
+def test_every_run_has_a_whole_report_that_loads_nothing(make_run: Make, options: dict[str, object]) -> None:
+    run = make_run(**options)
+    path = write_report(run)
+    assert path == run / "report.html"
+    page = Page(path.read_text(encoding="utf-8"))
+    identifiers = [attributes["id"] for tag, attributes in page.elements if tag == "section"]
+    assert identifiers == [name for name, _ in SECTIONS]
+    for tag, attributes in page.elements:
+        assert tag not in ("link", "img", "iframe", "object")
+        assert all(attributes.get(name) is None or str(attributes[name]).startswith("#") for name in ("src", "href"))
+    style = "".join(page.texts["style"])
+    assert "@import" not in style
+    assert "url(" not in style
+    assert "fetch" not in "".join(page.texts["script"])
+    assert not list(run.glob(".report*"))
+
+
+def test_text_of_the_user_is_escaped(make_run: Make) -> None:
+    text = write_report(make_run()).read_text(encoding="utf-8")
+    assert len(re.findall("<script", text)) == 1
+    assert "alert(&#39;prompt&#39;)" in text
+    assert "alert(&#39;before&#39;)" in text
+    assert "alert(&#39;error&#39;)" in text
+
+
+def test_it_says_what_was_found_and_shows_each_row(make_run: Make) -> None:
+    run = make_run()
+    page = Page(write_report(run).read_text(encoding="utf-8"))
+    finish = json.loads((run / "finish.json").read_text())
+    winner = finish["winner"]
+    assert "".join(page.texts["h1"]) == f"lora brings the test loss from 2.670 to {winner['loss']:.3f}"
+    everything = "".join(page.texts["body"])
+    for row in (finish["untuned"], winner, *finish["reference"].values()):
+        assert f"{row['low']:.3f} to {row['high']:.3f}" in everything
+    assert len(page.of("whisker")) >= 6
+    assert "9f2c41d07be6" in everything
+    assert "finemesh search" in everything
+    assert "bf16" in "".join(page.texts["dd"])
+
+
+def test_the_history_and_the_table_tell_states_apart(make_run: Make) -> None:
+    page = Page(write_report(make_run()).read_text(encoding="utf-8"))
+    rows = [attributes for tag, attributes in page.elements if tag == "tr" and "data-number" in attributes]
+    assert [row["data-number"] for row in rows] == [str(number) for number in range(24)]
+    kinds = {row["class"]: row["data-number"] for row in rows}
+    assert {kinds[kind] for kind in ("failed", "infeasible", "duplicate", "pruned")} == {"5", "9", "13", "16"}
+    for kind in ("failed", "infeasible", "duplicate", "pruned", "winner"):
+        assert any(mark.get("data-trial") == kinds[kind] for mark in page.of(kind))
+    leaders = [line for line in page.of("line") if "leader" in str(line["class"])]
+    assert len(leaders) == 3
+
+
+def test_a_large_search_stays_small_and_tells_what_mattered(make_run: Make) -> None:
+    run = make_run(trials=150, methods=("lora", "full"), fates={3: "failed"}, study=True)
+    path = write_report(run)
+    assert path.stat().st_size < 400_000
+    record = read_record(run)
+    found = {one.method: dict(one.shares) for one in importances(record, spaces(record))}
+    assert set(found) == {"lora", "full"}
+    for shares in found.values():
+        assert max(shares, key=lambda name: shares[name]) == "learning_rate"
+        assert sum(shares.values()) == pytest.approx(1.0)
+
+
+def test_too_few_trials_are_said_to_be(make_run: Make) -> None:
+    record = read_record(make_run(trials=8))
+    assert all(not one.shares for one in importances(record, spaces(record)))
+    assert share_of_method(record) is None
+    assert "Too few trials to tell" in write_report(record.folder).read_text(encoding="utf-8")
+
+
+def test_the_share_of_the_method(make_run: Make) -> None:
+    share = share_of_method(read_record(make_run(methods=("lora", "head"), trials=40, fates={})))
+    assert share is not None
+    assert 0.5 < share < 1
+
+
+def test_spaces_come_from_the_store_and_else_from_the_trials(make_run: Make) -> None:
+    stored = spaces(read_record(make_run(study=True)))["lora"]
+    assert (stored["learning_rate"].low, stored["learning_rate"].high) == (1e-5, 1e-2)  # type: ignore[attr-defined]
+    seen = spaces(read_record(make_run()))["lora"]
+    assert 1e-5 < seen["learning_rate"].low < seen["learning_rate"].high < 1e-2  # type: ignore[attr-defined]
+    assert seen["learning_rate"].log  # type: ignore[attr-defined]
+    assert set(seen["targets"].choices) == {"attention", "all_linear"}  # type: ignore[attr-defined]
+
+
+def test_a_store_that_cannot_be_read_costs_no_report(make_run: Make) -> None:
+    run = make_run()
+    (run / "study.db").write_bytes(b"not a database")
+    write_report(run)
+
+
+def test_outliers_do_not_flatten_the_rest() -> None:
+    scale = loss_scale([1.8, 1.9, 2.0, 2.1, 2.2, 11.0])
+    assert scale.high < 4
+    assert scale.at(11.0) == 100
+    assert 0 < scale.at(1.8) < scale.at(2.2) < 100
+    assert loss_scale([]).ticks()
+    assert loss_scale([2.0]).at(2.0) == pytest.approx(50)
+
+
+def test_ticks_are_round_and_inside() -> None:
+    assert [tick.text for tick in Scale(1.78, 2.66).ticks()] == ["1.8", "2.0", "2.2", "2.4", "2.6"]
+    assert all(0 <= tick.at <= 100 for tick in Scale(-3, 17).ticks())
+
+
+def test_labels_are_kept_apart_and_inside() -> None:
+    placed = apart([Label(at, str(at), "") for at in (98.0, 97.0, 99.0)], 6.0)
+    heights = [label.at for label in placed]
+    assert all(b - a >= 6 - 1e-9 for a, b in itertools.pairwise(heights))
+    assert max(heights) <= 100
+    assert [label.text for label in placed] == ["97.0", "98.0", "99.0"]
+
+
+def test_a_method_looks_the_same_in_every_report() -> None:
+    assert looks(["prompt", "lora"])["lora"] == looks(["lora", "mine", "full"])["lora"]
+    assert len(set(looks([f"method{i}" for i in range(20)]).values())) == 20

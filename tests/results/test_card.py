@@ -1,0 +1,88 @@
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from peft import LoraConfig, get_peft_model
+
+from finemesh.results.card import card, write_card
+from tests import tiny
+
+CONTENT: dict[str, Any] = {
+    "name": "demo", "base_model": "HuggingFaceTB/SmolLM2-135M-Instruct", "task": "instruct", "labels": [],
+    "method": {"name": "lora"}, "peft_type": "LORA", "source": "package:chatterbot-corpus", "steps": 20,
+    "batch_size": 8, "max_length": 512, "optimizer": "nomad", "trials": 12, "versions": {"finemesh": "0.1.0", "PyNomadBBO": None},
+    "data": {"rows": {"train": 717, "validation": 90, "test": 1}, "duplicates": 1128, "data_hash": "9f2c41"},
+    "finish": {
+        "untuned": {"loss": 2.63, "low": 2.5, "high": 2.7, "metrics": {}},
+        "reference": {"lora": {"loss": None, "low": None, "high": None, "metrics": {}, "error": "out of memory"}},
+        "winner": {"loss": 1.84, "low": 1.8, "high": 1.9, "metrics": {"accuracy": 0.5}, "number": 7, "method": "lora",
+                   "hyperparameters": {"rank": 8, "learning_rate": 1e-3}, "seeds": [1, 2, 3]}}}
+
+
+def code(text: str) -> str:
+    found = re.search(r"```python\n(.*?)```", text, re.DOTALL)
+    assert found
+    return found[1]
+
+
+def test_it_says_what_it_is_and_what_it_reached() -> None:
+    text = card(CONTENT)
+    for part in ("from 2.630 to 1.840", "| **lora, this one** | 1.840 | 1.800 to 1.900 | accuracy 50.0 % |",
+                 "| lora, reference settings | – | – | – |", "`9f2c41`", "717 train", "1,128 duplicates",
+                 "12 trials of 20", "| learning rate | 1e-3 |", "On 1 row that", "seeds 1, 2, 3", "Versions: finemesh 0.1.0.",
+                 "## Limits"):
+        assert part in " ".join(text.split("\n")) or part in text
+    assert "None" not in text
+    assert card(CONTENT) == text
+
+
+def test_the_front_matter_is_what_the_hub_reads(tmp_path: Path) -> None:
+    path = write_card(tmp_path, CONTENT)
+    assert path == tmp_path / "README.md"
+    assert [file.name for file in tmp_path.iterdir()] == ["README.md"]
+    data = ModelCard.load(path).data
+    assert (data.base_model, data.library_name) == (CONTENT["base_model"], "peft")
+    assert (data.pipeline_tag, data.tags) == ("text-generation", ["finemesh", "lora"])
+
+
+@pytest.mark.parametrize("name", ["/home/me/model", "./model", "model.gguf"])
+def test_a_base_model_that_is_not_on_the_hub_is_no_metadata(name: str) -> None:
+    assert "base_model" not in yaml.safe_load(card(CONTENT | {"base_model": name}).split("---")[1])
+
+
+def test_text_of_the_user_has_no_meaning_in_markdown() -> None:
+    text = card(CONTENT | {"name": "a|b\n# *c*", "source": "<script>_x_"})
+    assert "# a\\|b \\# \\*c\\*\n" in text
+    assert "<script>" not in text.replace("\\<script\\>", "")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("task", ["instruct", "classify", "regress"])
+@pytest.mark.parametrize("peft_type", ["LORA", None])
+@pytest.mark.parametrize("chat", [True, False])
+def test_the_code_runs_with_the_libraries_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str,
+                                                peft_type: str | None, chat: bool,
+                                                capsys: pytest.CaptureFixture[str]) -> None:
+    base, folder = tmp_path / "base", tmp_path / "best"
+    model = tiny.causal() if task == "instruct" else tiny.classifier("llama", 2 if task == "classify" else 1)
+    model.save_pretrained(base)
+    if peft_type:
+        kind = "CAUSAL_LM" if task == "instruct" else "SEQ_CLS"
+        get_peft_model(model, LoraConfig(task_type=kind, target_modules=["q_proj"])).save_pretrained(folder)
+    else:
+        if task == "classify":
+            model.config.id2label = dict(enumerate(tiny.LABELS))
+        model.save_pretrained(folder)
+    tiny.tokenizer(chat).save_pretrained(folder)
+    content = CONTENT | {"task": task, "peft_type": peft_type, "labels": list(tiny.LABELS), "base_model": str(base)}
+    write_card(folder, content)
+    monkeypatch.chdir(folder)
+    exec(code((folder / "README.md").read_text(encoding="utf-8")), {})
+    said = capsys.readouterr().out.strip().splitlines()[-1:]
+    if task == "classify":
+        assert said[0] in tiny.LABELS
+    if task == "regress":
+        float(said[0])

@@ -1,0 +1,107 @@
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from finemesh.errors import InputError
+from finemesh.results.summary import print_status, print_summary, status
+from finemesh.run import RunFolder
+
+Make = Callable[..., Path]
+
+
+def printed(show: Callable[[Path, Console], None], run: Path, width: int = 100) -> str:
+    stream = io.StringIO()
+    show(run, Console(file=stream, width=width))
+    return stream.getvalue()
+
+
+def test_the_summary_says_what_was_found(make_run: Make) -> None:
+    run = make_run()
+    (run / "report.html").touch()
+    (run / "best").mkdir()
+    text = printed(print_summary, run)
+    finish = json.loads((run / "finish.json").read_text())
+    for row in (finish["untuned"], finish["winner"], *finish["reference"].values()):
+        assert f"{row['loss']:.3f}" in text
+        assert f"{row['low']:.3f} to {row['high']:.3f}" in text
+    for part in ("untuned model", "lora, reference settings", "the winner", "lower is better", "equally likely",
+                 "1. What is the capital of France?", "before", "after", "in the data", str(run / "report.html"),
+                 str(run / "best")):
+        assert part in text
+    assert text.index("untuned model  ") < text.index("lora, reference settings") < text.index(": the winner")
+
+
+@pytest.mark.parametrize(("gain", "words"), [(0.5, "also beats"), (0.01, "cannot be told apart"), (-0.5, "do better")])
+def test_the_winner_is_compared_honestly(make_run: Make, gain: float, words: str) -> None:
+    assert words in " ".join(printed(print_summary, make_run(gain=gain)).split())
+
+
+def test_a_winner_within_the_untuned_interval_proves_nothing(make_run: Make) -> None:
+    run = make_run()
+    finish = json.loads((run / "finish.json").read_text())
+    finish["untuned"] |= {key: finish["winner"][key] for key in ("loss", "low", "high")}
+    (run / "finish.json").write_text(json.dumps(finish))
+    assert "cannot be told from this test split" in " ".join(printed(print_summary, run).split())
+
+
+def test_metrics_are_shown_where_the_task_has_them(make_run: Make) -> None:
+    run = make_run(task="classify")
+    for width in (120, 80, 40):
+        text = printed(print_summary, run, width)
+        assert "accuracy" in text
+        assert "matthews" in text
+        assert max(map(len, text.splitlines())) <= max(width, len(str(run)) + 10)
+    assert "equally likely" not in text
+    assert "pearson" in printed(print_summary, make_run(task="regress"))
+
+
+def test_a_result_that_could_not_be_measured_says_why(make_run: Make) -> None:
+    run = make_run(trials=4)
+    finish = json.loads((run / "finish.json").read_text())
+    finish["reference"]["head"] |= {"loss": None, "low": None, "high": None, "error": "every seed failed"}
+    (run / "finish.json").write_text(json.dumps(finish))
+    assert "every seed failed" in printed(print_summary, run)
+
+
+def test_the_status_document(make_run: Make) -> None:
+    run = make_run()
+    document = status(run)
+    assert document["state"] == "finished"
+    assert document["trials"] == {"complete": 20, "pruned": 1, "infeasible": 1, "failed": 1}  # the copy is none
+    best = document["best"]
+    outcomes = RunFolder(run).outcomes()
+    assert best["validation_loss"] == min(o.validation_loss for o in outcomes if o.state == "complete")
+    assert set(best) == {"number", "method", "hyperparameters", "validation_loss"}
+    assert set(document["test"]) == {"untuned", "reference", "winner"}
+    assert set(document["test"]["winner"]) >= {"loss", "low", "high", "metrics"}
+    assert document["seconds"] == 612.0
+    json.dumps(document, allow_nan=False)
+
+
+def test_the_status_before_the_finish(make_run: Make) -> None:
+    run = make_run(finished=False, trials=3)
+    assert status(run)["state"] == "stopped"
+    assert status(run)["test"] is None
+    assert "stopped" in printed(print_status, run)
+    with RunFolder(run).locked():
+        assert status(run)["state"] == "running"
+    empty = status(make_run(trials=0, finished=False))
+    assert empty["best"] is None
+    assert sum(empty["trials"].values()) == 0
+
+
+@pytest.mark.parametrize("options", [{"trials": 1}, {"trials": 0, "finished": False}, {"all_failed": True},
+                                     {"finished": False, "trials": 5}])
+def test_every_run_has_a_summary(make_run: Make, options: dict[str, object]) -> None:
+    run = make_run(**options)
+    assert printed(print_summary, run).strip()
+    assert printed(print_status, run, 40).strip()
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no config\.yaml"):
+        status(tmp_path)
