@@ -44,6 +44,14 @@ class Dimension:
                 return round((high - low) / step) + 1
         return None
 
+    @property
+    def count(self) -> float:
+        """How many values it has, rounded logarithmic integers included; inf for real ones."""
+        if self.size is not None:
+            return self.size
+        return self.distribution.high - self.distribution.low + 1 if isinstance(self.distribution, IntDistribution) \
+            else math.inf
+
     def sampled(self, uniform: float) -> float:
         """The coordinate of a number drawn from [0, 1)."""
         return round(uniform, DIGITS) if self.size is None else float(min(int(uniform * self.size), self.size - 1))
@@ -96,6 +104,11 @@ class Box:
             return None
         point = [d.coordinate(values[d.name]) if d.name in values else None for d in self.dimensions]
         return None if None in point else tuple(z for z in point if z is not None)
+
+    def completed(self, values: Mapping[str, Any]) -> Coordinates:
+        """The middle where a value is missing or outside: where a trial stands that led into another structure."""
+        point = [d.coordinate(values[d.name]) if d.name in values else None for d in self.dimensions]
+        return self.snapped([d.sampled(0.5) if z is None else z for d, z in zip(self.dimensions, point, strict=True)])
 
     def snapped(self, point: Sequence[float]) -> Coordinates:
         """The same point as it will be read back from its values: equal points get equal coordinates."""

@@ -11,7 +11,7 @@ TOMS 48(3), 2022.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,12 +53,19 @@ class MeshSearch:
     @property
     def exhausted(self) -> bool:
         """Every point of a finite structure has been asked for."""
-        sizes = [d.size for d in self.box.dimensions]
-        return None not in sizes and math.prod(size for size in sizes if size) <= len(self.known)
+        return math.prod(d.count for d in self.box.dimensions) <= len(self.known)
 
     def asked(self, point: Coordinates) -> None:
         self.known.setdefault(point, None)
         self._open = [pair for pair in self._open if pair[1] != point]
+
+    def strayed(self, values: Mapping[str, Any]) -> None:
+        """A point with these values was handed out, but led into another structure: it will not be told."""
+        def is_it(point: Coordinates) -> bool:
+            return all(values[name] == value for name, value in self.box.values(point).items() if name in values)
+
+        self._open = [pair for pair in self._open if not is_it(pair[1])]
+        self._points = [pair for pair in self._points if pair[1] in self.known or not is_it(pair[1])]
 
     def told(self, point: Coordinates, record: Record) -> None:
         self.asked(point)

@@ -125,9 +125,14 @@ class NomadSampler(BaseSampler):
             if not trials[asked].system_attrs.get("fixed_params"):
                 self._choose(asked)
             if trials[asked].state != TrialState.WAITING:
-                self._portfolio.asked(asked, trials[asked].params)
+                self._portfolio.asked(asked, self._values(trials[asked], number))
             self._late.add(asked)
         self._asked = number
+
+    def _values(self, trial: FrozenTrial, number: int) -> dict[str, Any]:
+        """Of a trial asked for before `number`. More trials at once than said: those that it is yet to ask for, too."""
+        is_late = trial.number <= number - self._workers and not trial.state.is_finished()
+        return {**self._plans.get(trial.number, {}), **trial.params} if is_late else trial.params
 
     def _choose(self, number: int) -> Choice:
         """Once a trial: it may begin an iteration of NOMAD's."""

@@ -23,6 +23,7 @@ from finemesh.search.samplers.structures import Key, Structures
 FIRST = 6  # trials in which the choices of every categorical are tried in turn
 EXPLORE = 20  # one in so many trials ignores what was learned of the structures
 DECAY = 1.0  # the share of rank r is (r + 1) ** -DECAY
+MISSES = 3  # trials in a row that led elsewhere: the space has lost this structure
 POLL = 2  # one in so many points of a structure is NOMAD's
 
 
@@ -43,46 +44,63 @@ class Portfolio:
         self.structures = Structures()
         self.records: dict[Key, list[Record]] = {}
         self.pending: dict[int, Mapping[str, Any]] = {}
-        self._failed: list[Mapping[str, Any]] = []  # values of failures, whatever their structure
         self._searches: dict[Key, MeshSearch] = {}
+        self._planned: dict[int, Key] = {}
+        self._strays: dict[Key, list[Record]] = {}  # planned for a structure, led into another one
+        self._misses: dict[Key, int] = {}  # strays in a row
         self._visits: dict[Key, int] = {}
 
     def asked(self, number: int, values: Mapping[str, Any]) -> None:
         """Trial `number` runs with these values."""
         self.pending[number] = values
-        key = frozenset(values)
-        self._visits[key] = self._visits.get(key, 0) + 1
-        search = self._searches.get(key)
-        point = search.box.coordinates(values) if search else None
-        if search and point is not None:
-            search.asked(point)
+        landed = frozenset(values)
+        planned = self._planned.get(number, landed)
+        self._visits[planned] = self._visits.get(planned, 0) + 1
+        for key in {landed, planned} & self._searches.keys():
+            point = self._searches[key].box.coordinates(values)
+            if point is not None:
+                self._searches[key].asked(point)
+            elif key == planned:
+                self._searches[key].strayed(values)
 
     def told(self, record: Record) -> None:
         self.pending.pop(record.number, None)
-        key = frozenset(record.values)
-        if record.kind == "failed":
-            self._failed.append(record.values)
-            if key not in self.records:
-                return  # it may have failed before it asked for everything
-        self.structures.add(record.values, record.distributions)
-        self.records.setdefault(key, []).append(record)
-        search = self._searches.get(key)
-        point = search.box.coordinates(record.values) if search else None
-        if search and point is not None:
+        landed = self.structures.add(record.values, record.distributions)
+        self.records.setdefault(landed, []).append(record)
+        planned = self._planned.get(record.number, landed)
+        if planned == landed:
+            self._misses[landed] = 0
+        else:
+            self._strays.setdefault(planned, []).append(record)
+            self._misses[planned] = self._misses.get(planned, 0) + (record.kind != "failed")
+        for key in {landed, planned} & self._searches.keys():
+            self._tell(key, self._searches[key], record)
+
+    def _tell(self, key: Key, search: MeshSearch, record: Record) -> None:
+        point = search.box.coordinates(record.values)
+        if point is None and key != frozenset(record.values):
+            point = search.box.completed(record.values)
+        if point is not None:
             search.told(point, record)
 
     def choose(self, number: int) -> Choice:
-        keys = [key for key in self.structures.keys if self.structures.box(key).dimensions]
+        choice = self._choice(number)
+        if choice.key is not None and choice.forced is None:
+            self._planned[number] = choice.key
+        return choice
+
+    def _choice(self, number: int) -> Choice:
+        keys = self._open_keys()
         if not keys:
             return Choice("explore")
-        untried = self._untried(number)
+        untried = self.structures.untried(self.pending.values(), switches_only=number >= FIRST)
         if untried:
-            return Choice("start", self._containing(untried[0]), untried)
+            return Choice("start", next(key for key in keys if untried[0] in key), untried)
         if number % EXPLORE == EXPLORE - 1 and self.structures.switchable:
             return Choice("explore")
         key = self._due(keys)
         search, visits = self._search(key), self._visits.get(key, 0)
-        if visits < self._start_size(search.box) or not any(r.kind == "complete" for r in self.records[key]):
+        if visits < self._start_size(search.box) or not self._has_ended_well(key):
             return Choice("start", key)
         if visits % POLL == 0:
             points = search.open_points(self.process)
@@ -120,27 +138,26 @@ class Portfolio:
         box = self.structures.box(key)
         if key not in self._searches or self._searches[key].box != box:
             search = MeshSearch(box, int(generator(self.seed, 0, *sorted(key)).integers(2**31)))
-            for record in self.records[key]:
-                point = box.coordinates(record.values)
-                if point is not None:
-                    search.told(point, record)
+            for record in sorted([*self.records[key], *self._strays.get(key, [])], key=lambda record: record.number):
+                self._tell(key, search, record)
             for point in self._waiting(search):
                 search.asked(point)
             self._searches[key] = search
         return self._searches[key]
 
-    def _untried(self, number: int) -> tuple[str, Any] | None:
-        """A choice to be tried for its own sake: any at first, later those of switches only."""
-        also = [*self._failed, *self.pending.values()]
-        return self.structures.untried(also, switches_only=number >= FIRST)
+    def _open_keys(self) -> list[Key]:
+        """Structures with something left to try: not those that the space has lost, nor parts of a failed trial."""
+        keys = [key for key in self.structures.keys
+                if self._misses.get(key, 0) < MISSES and self.structures.box(key).dimensions
+                and (self._has_ended_well(key) or not any(key < other for other in self.structures.keys))]
+        return [key for key in keys if not self._search(key).exhausted] or keys
 
-    def _containing(self, name: str) -> Key:
-        return next(key for key in self.structures.keys if name in key)
+    def _has_ended_well(self, key: Key) -> bool:
+        return any(record.kind == "complete" for record in self.records[key])
 
     def _due(self, keys: list[Key]) -> Key:
         """The structure that is furthest behind its share."""
-        open_keys = [key for key in keys if not self._search(key).exhausted] or keys
-        ranked = sorted(open_keys, key=lambda key: min(record.merit for record in self.records[key]))
+        ranked = sorted(keys, key=lambda key: min(record.merit for record in self.records[key]))
         shares = np.arange(1, len(ranked) + 1) ** -DECAY
         visits = np.array([self._visits.get(key, 0) for key in ranked])
         behind = shares / shares.sum() * (visits.sum() + 1) - visits

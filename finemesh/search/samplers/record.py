@@ -1,13 +1,14 @@
 """What a study says of its trials: always to be minimised, failures told from infeasible ones."""
 
 import math
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
+
+HUGE = 1e100  # squares of it are still numbers
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,13 @@ class Record:
 
 def read(trial: FrozenTrial, sign: float) -> Record:
     """A finished trial's record; `sign` is -1 where the study maximises."""
-    violations = {name: max(value, -sys.float_info.max) for name, value in sorted(trial.constraints.items())}
+    violations = {name: min(max(value, -HUGE), HUGE) for name, value in sorted(trial.constraints.items())}
     kind: Literal["complete", "pruned", "failed"] = "failed"
     loss = math.inf
     if trial.state == TrialState.COMPLETE and trial.values is not None:
         kind, loss = "complete", sign * trial.values[0]
     elif trial.state == TrialState.PRUNED and trial.intermediate_values:
         kind, loss = "pruned", sign * trial.intermediate_values[max(trial.intermediate_values)]
-    if not math.isfinite(loss) or any(math.isinf(value) for value in violations.values()):
+    if not abs(loss) < HUGE:  # inf and NaN too
         kind, loss = "failed", math.inf
     return Record(trial.number, trial.params, trial.distributions, kind, loss, violations)

@@ -27,6 +27,7 @@ class Structures:
         self._boxes: dict[Key, Box] = {}
 
     def add(self, values: Mapping[str, Any], distributions: Mapping[str, BaseDistribution]) -> Key:
+        """What a trial asked for, whether it succeeded or not."""
         key = frozenset(values)
         changed = {name: d for name, d in distributions.items() if self.distributions.get(name) != d}
         self.distributions.update(changed)

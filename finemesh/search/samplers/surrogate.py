@@ -79,14 +79,14 @@ def fit(features: Vector, targets: Vector, blocks: tuple[int, ...]) -> Process:
     theta = start
     if len(targets) > 1:
         theta = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 40}).x
-    lengths, amplitude, noise = np.asarray(np.exp(theta[:-2]), dtype=np.float64), float(np.exp(theta[-2])), float(np.exp(theta[-1]))
-    return condition(features, standard, blocks, lengths, amplitude, noise, shift, scale)
+    amplitude, noise = float(np.exp(theta[-2])), float(np.exp(theta[-1]))
+    return condition(features, standard, blocks, np.exp(theta[:-2]), amplitude, noise, shift, scale)
 
 
 def condition(features: Vector, targets: Vector, blocks: tuple[int, ...], lengths: Vector, amplitude: float,
               noise: float, shift: float, scale: float) -> Process:
     covariance = amplitude * matern(distances(features, features, blocks, lengths))
-    cholesky = np.linalg.cholesky(covariance + (noise + NOISE_FLOOR) * np.eye(len(targets)))
+    cholesky = np.linalg.cholesky(covariance + (noise + NOISE_FLOOR) * np.eye(len(targets))).astype(np.float64)
     weights = cho_solve((cholesky, True), targets)
     return Process(features, blocks, lengths, cholesky, weights, amplitude, noise, targets, shift, scale)
 
