@@ -1,7 +1,8 @@
 """A worker without a model: the loss is a function of the point, and trials do what a script file tells them.
 
-The script: {"seconds": of a step, "die": {"trial number": times}, "fail": [numbers], "infeasible": [numbers],
-"hang": [numbers], "refuse": message, "broken": true}. Checkpoints are written as a real trial writes them.
+The script: {"seconds": of a step, "die": {"trial number": times}, "refuse": message, "broken": true, "no_test": true}
+and lists of trial numbers: slow, fail, error, infeasible (no loss), heavy (a loss, yet infeasible), pruned, full (the
+disk), hang. Checkpoints are written as a real trial writes them.
 """
 
 import json
@@ -11,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,18 +46,22 @@ def listen(lines: list[str], arrived: threading.Condition) -> None:
 
 
 def answer(request: dict[str, Any], script: dict[str, Any]) -> None:
+    try:
+        say({"id": request["id"], "result": done(request, script)})
+    except Exception as error:
+        say({"id": request["id"], "error": f"{type(error).__name__}: {error}"})
+
+
+def done(request: dict[str, Any], script: dict[str, Any]) -> Any:
     arguments = request["arguments"]
     if request["kind"] == "tune":
         job = Job.from_json(arguments)
         if job.number in script.get("error", []):
-            say({"id": request["id"], "error": "RuntimeError: out of luck"})
-            return
-        result: Any = tune(job, script, request["id"]).to_json()
-    elif request["kind"] == "evaluate":
-        result = evaluate(arguments, script)
-    else:
-        result = [{"prompt": f"p{n}", "reference": "r", "before": "b", "after": "a"} for n in range(arguments["rows"])]
-    say({"id": request["id"], "result": result})
+            raise RuntimeError("out of luck")
+        return tune(job, script, request["id"]).to_json()
+    if request["kind"] == "evaluate":
+        return evaluate(arguments, script)
+    return [{"prompt": f"p{n}", "reference": "r", "before": "b", "after": "a"} for n in range(arguments["rows"])]
 
 
 def tune(job: Job, script: dict[str, Any], request: int) -> Outcome:
@@ -71,10 +77,17 @@ def tune(job: Job, script: dict[str, Any], request: int) -> Outcome:
     if job.number in script.get("infeasible", []):
         outcome = Outcome(job.number, "infeasible", job.method, job.hyperparameters, job.seed,
                           constraints={"trainable_parameters": 5.0}, error="too many")
+    if job.number in script.get("heavy", []):
+        outcome = replace(outcome, state="infeasible", constraints={"adapter_mb": 2.0})
+    if job.number in script.get("pruned", []):
+        outcome = replace(outcome, state="pruned")
+    if job.number in script.get("full", []):
+        outcome = replace(outcome, state="failed", error="OSError: [Errno 28] No space left on device: 'adapter'")
+    slowness = 10 if job.number in script.get("slow", []) else 1
     for step in range(start, job.steps):
         with open(job.folder / "steps.log", "a", encoding="utf-8") as log:
             log.write(f"{step}\n")
-        time.sleep(script.get("seconds", 0.0))
+        time.sleep(script.get("seconds", 0.0) * slowness)
         if step == job.steps // 2:
             die(job, script)
         write_json(checkpoint, {"step": step + 1})

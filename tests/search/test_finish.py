@@ -1,0 +1,139 @@
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from finemesh.run import RunFolder
+from finemesh.search.finish import NoWinner, best_of, leaders
+from finemesh.trial import Outcome, read_outcome
+
+
+def outcome(number: int, loss: float | None, state: Any = "complete", **fields: Any) -> Outcome:
+    return Outcome(number, state, "lora", {"rank": number}, 0, validation_loss=loss, **fields)
+
+
+def finished(fake: SimpleNamespace, folder: Path, trials: int = 6, **options: Any) -> dict[str, Any]:
+    fake.search(folder, trials, finishing=True, **options)
+    document = RunFolder(folder).finish()
+    assert document is not None
+    return document
+
+
+def test_leaders_are_the_best_complete_feasible_trials_without_copies() -> None:
+    outcomes = [outcome(0, 3.0), outcome(1, 1.0, "infeasible", constraints={"seconds": 1.0}), outcome(2, 2.0),
+                outcome(3, 2.0, duplicate_of=2), outcome(4, None, "failed"), outcome(5, 1.5, "pruned"),
+                outcome(6, 2.0), outcome(7, 5.0, constraints={"seconds": 0.0}), outcome(8, 2.5)]
+    assert [leader.number for leader in leaders(outcomes)] == [2, 6, 8]
+    assert [leader.number for leader in leaders(outcomes, 9)] == [2, 6, 8, 0, 7]
+
+
+def test_the_winner_is_that_of_the_lowest_mean_whose_repeats_all_succeed() -> None:
+    good = {0: [outcome(0, 1.0), outcome(0, 3.0)], 1: [outcome(1, 1.8), outcome(1, 1.9)]}
+    assert best_of(good) == 1
+    assert best_of(good | {2: [outcome(2, 1.0), outcome(2, None, "failed")]}) == 1
+    assert best_of({2: [outcome(2, 1.0), outcome(2, None, "failed")], 3: [outcome(3, None, "failed")] * 2}) == 2
+    with pytest.raises(NoWinner, match=r"every repeat .* most often: NaN \(2 of 2\)"):
+        best_of({3: [outcome(3, None, "failed", error="NaN")] * 2})
+
+
+def test_the_document(fake: SimpleNamespace, tmp_path: Path) -> None:
+    watcher = fake.Watcher()
+    document = finished(fake, tmp_path, observer=watcher, workers=2)
+    best = leaders(RunFolder(tmp_path).outcomes())
+    assert [(r["number"], r["seed"]) for r in document["repeats"]] == [(b.number, s) for b in best for s in (1, 2)]
+    winner = document["winner"]
+    assert (winner["number"], winner["method"]) == (best[0].number, best[0].method)
+    assert winner["hyperparameters"] == best[0].hyperparameters
+    assert (winner["seeds"], winner["folder"]) == ([1, 2], f"repeats/{best[0].number:04d}-1")
+    losses = [r["validation_loss"] for r in document["repeats"][:2]]
+    assert winner["loss"] == pytest.approx(sum(losses) / 2, abs=0.01)
+    assert winner["low"] < winner["loss"] < winner["high"] < document["untuned"]["low"]
+    assert winner["metrics"] == {"accuracy": 0.5}
+    assert {m: r["hyperparameters"] for m, r in document["reference"].items()} == fake.REFERENCES
+    assert document["answers"] == [{"prompt": f"p{n}", "reference": "r", "before": "b", "after": "a"} for n in (0, 1)]
+    assert document["rows"] == {"test": 40}
+    assert watcher.phases == [("search", 6), ("leaders and references", 10)]
+    assert len(watcher.outcomes) == 6 + 10
+    assert len({job.number for job in watcher.jobs if job.number < 0}) == 4
+
+
+def test_only_what_is_named_in_the_report_is_measured_on_the_test_split_and_once(fake: SimpleNamespace,
+                                                                                 tmp_path: Path) -> None:
+    document = finished(fake, tmp_path)
+    winner = document["winner"]["number"]
+    measured = sorted(path.parent.name for path in tmp_path.rglob("evaluations.log"))
+    assert measured == sorted([f"{winner:04d}-1", f"{winner:04d}-2", "full-1", "full-2", "lora-1", "lora-2"])
+    (tmp_path / "finish.json").unlink()
+    assert finished(fake, tmp_path) == document
+    assert {path.read_text() for path in tmp_path.rglob("evaluations.log")} == {"once\n"}
+
+
+def test_a_finish_that_was_stopped_anywhere_goes_on(fake: SimpleNamespace, tmp_path: Path) -> None:
+    whole = finished(fake, tmp_path / "whole")
+
+    class Stops(fake.Watcher):
+        def ended(self, outcome: Outcome) -> None:
+            super().ended(outcome)
+            if len(self.outcomes) == 9:
+                raise KeyboardInterrupt
+
+    class StopsLater(fake.Watcher):
+        def message(self, text: str) -> None:
+            raise KeyboardInterrupt
+
+    for observer in (Stops(), StopsLater()):
+        with pytest.raises(KeyboardInterrupt):
+            fake.search(tmp_path / "run", 6, finishing=True, observer=observer)
+        assert RunFolder(tmp_path / "run").finish() is None
+    assert finished(fake, tmp_path / "run") == whole
+    again = [path for path in (tmp_path / "run").glob("*/*/steps.log") if path.read_text() != "0\n1\n"]
+    assert len(again) <= 1  # the step in which the worker was ended
+
+
+def test_more_trials_make_another_finish(fake: SimpleNamespace, tmp_path: Path) -> None:
+    whole = finished(fake, tmp_path / "whole", 9)
+    finished(fake, tmp_path / "run", 6)
+    assert finished(fake, tmp_path / "run", 9) == whole
+
+
+def test_reference_settings_that_lead_are_not_run_twice(fake: SimpleNamespace, tmp_path: Path) -> None:
+    watcher = fake.Watcher()
+    document = finished(fake, tmp_path, 1, first=[("lora", fake.REFERENCES["lora"])], observer=watcher)
+    assert [job.folder.name for job in watcher.jobs] == ["0000", "0000-1", "0000-2", "full-1", "full-2"]
+    assert document["reference"]["lora"]["loss"] == document["winner"]["loss"]
+    copy = read_outcome(tmp_path / "reference" / "lora-1")
+    assert copy is not None
+    assert (copy.duplicate_of, copy.seed) == (0, 1)
+
+
+def test_what_cannot_be_measured_is_null_with_the_reason(fake: SimpleNamespace, tmp_path: Path) -> None:
+    document = finished(fake, tmp_path, script={"no_test": True})
+    lost = {"loss": None, "low": None, "high": None, "metrics": {}, "error": "OSError: the test split is gone"}
+    assert document["untuned"] == lost
+    assert lost.items() <= document["winner"].items()
+    assert document["winner"]["number"] == leaders(RunFolder(tmp_path).outcomes())[0].number
+    assert not list(tmp_path.rglob("evaluated.json"))
+
+
+def test_a_reference_that_fails_is_said(fake: SimpleNamespace, tmp_path: Path) -> None:
+    document = finished(fake, tmp_path, script={"fail": [-1, -2]})
+    assert document["reference"]["lora"]["error"] == "no run succeeded"
+    assert document["reference"]["full"]["loss"] > 0
+
+
+@pytest.mark.parametrize(("script", "message"), [
+    ({"fail": [0, 1, 2], "error": [3]}, r"none of the 4 trials succeeded; most often: ValueError: NaN \(3 of 4\)"),
+    ({"infeasible": [0, 1, 2, 3]}, r"none of the 4 trials met the constraints; most often: too many \(4 of 4\)"),
+])
+def test_no_winner_is_said_with_the_commonest_error(fake: SimpleNamespace, tmp_path: Path, script: dict,
+                                                    message: str) -> None:
+    with pytest.raises(NoWinner, match=message):
+        fake.search(tmp_path, 4, finishing=True, script=script)
+    assert RunFolder(tmp_path).finish() is None
+
+
+def test_the_document_is_json_that_anyone_reads(fake: SimpleNamespace, tmp_path: Path) -> None:
+    document = finished(fake, tmp_path)
+    assert json.loads((tmp_path / "finish.json").read_text(encoding="utf-8")) == document
