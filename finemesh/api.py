@@ -95,9 +95,9 @@ def tune_again(folder: Path, number: int, observer: Observer | None = None) -> O
 def predict(folder: Path, data: str) -> Iterator[str]:
     """The winner's answers or labels for the rows of a file, in their order."""
     run = _existing(folder)
-    if not (run.best / "finemesh.json").exists():
+    best = read_best(run)
+    if best is None:
         raise InputError(f"{folder} has no winner yet: {run.best} is written when its search ends")
-    best = json.loads((run.best / "finemesh.json").read_text(encoding="utf-8"))
     config = load_config(run.config)
     yield from predictions(Task.read(run.task), best["method"], best["hyperparameters"], run.best, data, config.data.columns)
 
@@ -157,16 +157,30 @@ def hand_over(run: RunFolder, config: Config) -> None:
     assert found is not None
     winner, task = found["winner"], Task.read(run.task)
     draft = run.path / ".best"
+    if run.best.exists() and read_best(run) == _identity(winner):
+        write_report(run.path)
+        return
     with full_disk(run.path):
         shutil.rmtree(draft, ignore_errors=True)
         shutil.copytree(run.path / winner["folder"] / "adapter", draft)
         load_tokenizer(task.source).save_pretrained(draft)
-        described = {"method": winner["method"], "hyperparameters": winner["hyperparameters"]}
-        (draft / "finemesh.json").write_text(json.dumps(described, indent=1), encoding="utf-8")
+        write_json(draft / "finemesh.json", _identity(winner))
         write_card(draft, _card(run, config, task, found))
         shutil.rmtree(run.best, ignore_errors=True)
         draft.replace(run.best)
+        for outcome_folder in [*run.path.glob("repeats/*"), *run.path.glob("reference/*")]:
+            run.lighten(outcome_folder)
         write_report(run.path)
+
+
+def read_best(run: RunFolder) -> dict[str, Any] | None:
+    """Which run best/ was handed over from."""
+    file = run.best / "finemesh.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+
+
+def _identity(winner: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: winner[name] for name in ("method", "hyperparameters", "folder", "seeds", "loss")}
 
 
 def _card(run: RunFolder, config: Config, task: Task, found: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Every file is written whole or not at all. One process at a time works on a fold
 import errno
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from finemesh.trial import Outcome, read_outcome, write_json
 from finemesh.yaml_lines import read_yaml, write_yaml
 
 Curve = list[dict[str, Any]]
+HEAVY_MB = 100  # adapters of trials are kept up to this size
 MAY_CHANGE = ("search.trials", "search.hours", "out")  # by when to stop, and where the folder is, change no point
 
 
@@ -42,6 +44,12 @@ class RunFolder:
 
     def reference(self, method: str, index: int) -> Path:
         return self.path / "reference" / f"{method}-{index}"
+
+    def lighten(self, folder: Path) -> None:
+        """Removes what a run in `folder` saved, where it is a whole model: `finemesh tune RUN --trial N` makes it again."""
+        files = [file for file in (folder / "adapter").rglob("*") if file.is_file()]
+        if sum(file.stat().st_size for file in files) > HEAVY_MB * 1e6:
+            shutil.rmtree(folder / "adapter", ignore_errors=True)
 
     @property
     def untuned(self) -> Path:

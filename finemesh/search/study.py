@@ -166,6 +166,7 @@ class Search:
         if number in self._copies:
             write_outcome(self._folder.trial(number), outcome)
         tell(self._study, self._flight.pop(number), outcome)
+        self._folder.lighten(self._folder.trial(number))
         self._told[number] = outcome
         self._ended.pop(number, None)
         self._copies.pop(number, None)
