@@ -52,6 +52,8 @@ def search(config: Config, *, observer: Observer | None = None) -> dict[str, Any
                 workers=config.workers, constraints=settings.constraints, reproducible=settings.reproducible,
                 observer=watcher, first=list(study.references.items()),
                 storage=None if config.storage == "sqlite" else config.storage)
+            if run.finish() is None:
+                run.forget_lightened()
             finish(outcomes, study.references, study.space, executor, run, seed=settings.seed, steps=settings.steps,
                    repeats=settings.repeats, constraints=settings.constraints, observer=watcher,
                    answers=ANSWERS if study.task.task == "instruct" else 0,

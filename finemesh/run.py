@@ -51,6 +51,13 @@ class RunFolder:
         if sum(file.stat().st_size for file in files) > HEAVY_MB * 1e6:
             shutil.rmtree(folder / "adapter", ignore_errors=True)
 
+    def forget_lightened(self) -> None:
+        """Repeats whose whole models are gone are run again by the next finish, which may hand one of them over."""
+        for folder in (self.path / "repeats").glob("*"):
+            outcome = read_outcome(folder)
+            if outcome is not None and outcome.state == "complete" and not (folder / "adapter").exists():
+                shutil.rmtree(folder)
+
     @property
     def untuned(self) -> Path:
         return self.path / "reference" / "untuned"

@@ -124,3 +124,18 @@ def test_a_full_disk_is_the_users_to_mend(run: RunFolder, monkeypatch: pytest.Mo
 def test_another_failure_to_write_stays_what_it_is(tmp_path: Path) -> None:
     with pytest.raises(PermissionError), full_disk(tmp_path):
         raise PermissionError(errno.EACCES, "no")
+
+
+def test_whole_models_are_not_kept_and_made_again_for_a_finish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finemesh.run.HEAVY_MB", 0.001)
+    run = RunFolder(tmp_path)
+    for name, size in (("0001-1", 2000), ("0002-1", 500)):
+        adapter = tmp_path / "repeats" / name / "adapter"
+        adapter.mkdir(parents=True)
+        (adapter / "model.safetensors").write_bytes(b"x" * size)
+        write_outcome(adapter.parent, Outcome(1, "complete", "full", {}, 1))
+        run.lighten(adapter.parent)
+    assert not (tmp_path / "repeats/0001-1/adapter").exists()
+    assert (tmp_path / "repeats/0002-1/adapter").exists()
+    run.forget_lightened()
+    assert [folder.name for folder in (tmp_path / "repeats").iterdir()] == ["0002-1"]
