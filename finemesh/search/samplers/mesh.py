@@ -78,7 +78,7 @@ class MeshSearch:
 
     def open_points(self, process: NomadProcess) -> list[Coordinates]:
         """Points of NOMAD's that may be handed out now; none while the last ones of an iteration are being run."""
-        if self.exhausted:
+        if self.exhausted or not self._cache():
             return []
         for _ in range(EMPTY_ITERATIONS):
             if not self._over():
@@ -98,12 +98,9 @@ class MeshSearch:
     def _begin(self, process: NomadProcess) -> None:
         self._iteration += 1
         self._begun, self._best_before = len(self.records), self.best
-        self._points = []
-        cache = self._cache()
-        if cache:
-            answer = process.ask({"seed": self._seed(), "parameters": self._parameters(), "cache": cache})
-            raw = [tuple(point) for point in answer.get("points", [])]
-            self._points = [(point, self.box.snapped(self._clipped(point))) for point in raw]
+        request = {"seed": self._seed(), "parameters": self._parameters(), "cache": self._cache()}
+        raw = [tuple(point) for point in process.ask(request).get("points", [])]
+        self._points = [(point, self.box.snapped(self._clipped(point))) for point in raw]
         self._open = []
         for pair in self._points:
             if pair[1] not in self.known and all(pair[1] != point for _, point in self._open):

@@ -100,7 +100,7 @@ class Portfolio:
             return Choice("explore")
         key = self._due(keys)
         search, visits = self._search(key), self._visits.get(key, 0)
-        if visits < self._start_size(search.box) or not self._has_ended_well(key):
+        if self._is_starting(key, search.box):
             return Choice("start", key)
         if visits % POLL == 0:
             points = search.open_points(self.process)
@@ -163,9 +163,13 @@ class Portfolio:
         behind = shares / shares.sum() * (visits.sum() + 1) - visits
         return ranked[int(np.argmax(behind))]
 
-    def _start_size(self, box: Box) -> int:
-        size = len(box.dimensions) + 2
-        return max(2, round(size / len(self.structures.keys) ** 0.5))
+    def _is_starting(self, key: Key, box: Box) -> bool:
+        """Too few points told, or soon to be, of the space-filling start; failures do not count, up to as many again."""
+        size = max(2, round((len(box.dimensions) + 2) / len(self.structures.keys) ** 0.5))
+        if not self._has_ended_well(key):
+            return True
+        failures = sum(record.kind != "complete" for record in self.records[key])
+        return self._visits.get(key, 0) - min(failures, size) < size
 
     def _start_point(self, key: Key, search: MeshSearch) -> Coordinates | None:
         """The next new point of an additive recurrence: even in every dimension, whatever their number."""
