@@ -66,9 +66,10 @@ class Dimension:
             assert distribution.step is not None
             stepped = low + round(coordinate) * distribution.step
             return int(stepped) if isinstance(distribution, IntDistribution) else min(float(stepped), high)
-        value = math.exp(math.log(low) + coordinate * math.log(high / low)) if distribution.log \
-            else low + coordinate * (high - low)
-        value = min(max(value, low), high)
+        if coordinate in (0.0, 1.0):
+            value = (low, high)[int(coordinate)]
+        else:
+            value = low * (high / low) ** coordinate if distribution.log else low + coordinate * (high - low)
         return round(value) if isinstance(distribution, IntDistribution) else float(value)
 
     def coordinate(self, value: Any) -> float | None:

@@ -20,8 +20,9 @@ from finemesh.search.samplers.encoding import Box, Coordinates
 from finemesh.search.samplers.nomad_process import NomadProcess
 from finemesh.search.samplers.record import Record
 
+GRID = 1000  # steps of a continuous dimension: NOMAD's suggestions lose the frame size of a real variable
 FRAME = 0.2  # of a range: the first frame size
-SMALLEST_FRAME = 1e-3  # of a range
+SMALLEST_FRAME = 2  # grid steps of a continuous dimension
 FAILED = 1e20  # how a failure is observed; it never enters the cache
 SEEDS = 10_000  # NOMAD draws as many random numbers to set a seed
 CACHED = 200  # points that NOMAD is given: the best and the latest
@@ -37,6 +38,7 @@ class MeshSearch:
         self.records: list[tuple[Coordinates, Record]] = []
         self.known: dict[Coordinates, Record | None] = {}  # None: asked, not told yet
         self.best: Record | None = None
+        self._steps = [GRID if d.size is None else d.size - 1 for d in box.dimensions]  # of NOMAD's grid
         self._frame: tuple[float, ...] = self._first_frame()
         self._barrier = ""
         self._iteration = 0
@@ -47,8 +49,7 @@ class MeshSearch:
         self._centres: list[Coordinates] = []  # of converged searches
 
     def _first_frame(self) -> tuple[float, ...]:
-        sizes = [d.size for d in self.box.dimensions]
-        return tuple(FRAME if size is None else float(max(1, round(FRAME * (size - 1)))) for size in sizes)
+        return tuple(float(max(1, round(FRAME * steps))) for steps in self._steps)
 
     @property
     def exhausted(self) -> bool:
@@ -100,7 +101,7 @@ class MeshSearch:
         self._begun, self._best_before = len(self.records), self.best
         request = {"seed": self._seed(), "parameters": self._parameters(), "cache": self._cache()}
         raw = [tuple(point) for point in process.ask(request).get("points", [])]
-        self._points = [(point, self.box.snapped(self._clipped(point))) for point in raw]
+        self._points = [(point, self.box.snapped(self._ours(point))) for point in raw]
         self._open = []
         for pair in self._points:
             if pair[1] not in self.known and all(pair[1] != point for _, point in self._open):
@@ -113,8 +114,8 @@ class MeshSearch:
         told = [(list(raw), self._outputs(self.known.get(point))) for raw, point in self._points
                 if self.known.get(point) is not None]
         raws = [point for point, _ in told]
-        told += [(list(point), self._outputs(record)) for point, record in self.records[self._begun:]
-                 if list(point) not in raws]
+        told += [(self._nomads(point), self._outputs(record)) for point, record in self.records[self._begun:]
+                 if self._nomads(point) not in raws]
         before = self._frame
         if told:
             request = {"seed": self._seed(), "parameters": self._parameters(), "cache": self._cache(self._begun)}
@@ -123,29 +124,25 @@ class MeshSearch:
                 self._read_parameter(line)
         if not self._success():  # NOMAD sometimes keeps or enlarges the frame when all points were known
             smaller = tuple(map(min, self._frame, before))
-            self._frame = smaller if smaller != before else tuple(
-                size / 2 if d.size is None else max(1.0, size // 2)
-                for d, size in zip(self.box.dimensions, before, strict=True))
+            self._frame = smaller if smaller != before else tuple(max(1.0, size // 2) for size in before)
 
     def _read_parameter(self, line: str) -> None:
         name, _, text = line.partition(" ")
         if name == "INITIAL_FRAME_SIZE":
             sizes = [float(word) for word in text.strip("() ").split()]
-            self._frame = tuple(min(size, 1.0) if d.size is None else min(max(1.0, size), d.size - 1.0)
-                                for d, size in zip(self.box.dimensions, sizes, strict=True))
+            self._frame = tuple(min(max(1.0, size), steps) for steps, size in zip(self._steps, sizes, strict=True))
         elif name == "H_MAX_0" and "inf" not in text.lower():
             self._barrier = f"H_MAX_0 {text}"
 
     def _converged(self) -> bool:
-        continuous = [size for d, size in zip(self.box.dimensions, self._frame, strict=True) if d.size is None]
-        grid = [size for d, size in zip(self.box.dimensions, self._frame, strict=True) if d.size is not None]
-        return all(size < SMALLEST_FRAME for size in continuous) and all(size <= 1 for size in grid) and \
+        limits = [SMALLEST_FRAME if d.size is None else 1 for d in self.box.dimensions]
+        return all(size <= limit for size, limit in zip(self._frame, limits, strict=True)) and \
             all(self.known.get(point) is not None for _, point in self._points)
 
     def _restart(self) -> None:
         free = [(point, record) for point, record in self.records if record.kind == "complete" and self._is_free(point)]
         if free:
-            self._centres.append(min(free, key=lambda pair: pair[1].merit)[0])
+            self._centres.append(min(free, key=_merit)[0])
         else:
             self._centres.clear()
         self._frame, self._barrier = self._first_frame(), ""
@@ -161,10 +158,10 @@ class MeshSearch:
         usable = [(point, record) for point, record in self.records[:upto]
                   if record.kind == "complete" and self._is_free(point)]
         if len(usable) > CACHED:
-            best = sorted(usable, key=lambda pair: pair[1].merit)[: CACHED // 2]
+            best = sorted(usable, key=_merit)[: CACHED // 2]
             usable = best + [pair for pair in usable[-CACHED // 2:] if pair not in best]
-        once = {point: (list(point), self._outputs(record)) for point, record in usable}
-        return list(once.values())
+        once = {tuple(self._nomads(point)): record for point, record in sorted(usable, key=_merit, reverse=True)}
+        return [(list(point), self._outputs(record)) for point, record in once.items()]
 
     def _outputs(self, record: Record | None) -> list[float]:
         names = self._constraint_names()
@@ -175,21 +172,29 @@ class MeshSearch:
     def _constraint_names(self) -> list[str]:
         return sorted({name for _, record in self.records for name in record.violations})
 
-    def _clipped(self, point: Sequence[float]) -> Coordinates:
-        return tuple(min(max(z, 0.0), 1.0 if d.size is None else d.size - 1.0)
-                     for d, z in zip(self.box.dimensions, point, strict=True))
+    def _ours(self, point: Sequence[float]) -> Coordinates:
+        """NOMAD's coordinates, grid steps all of them, as ours."""
+        return tuple(min(max(z, 0.0), steps) / (GRID if d.size is None else 1)
+                     for d, z, steps in zip(self.box.dimensions, point, self._steps, strict=True))
+
+    def _nomads(self, point: Coordinates) -> list[float]:
+        """Ours as NOMAD's: on its grid."""
+        return [float(round(z * GRID)) if d.size is None else z for d, z in zip(self.box.dimensions, point, strict=True)]
 
     def _seed(self) -> int:
         return (self.seed + self._iteration) % SEEDS
 
     def _parameters(self) -> list[str]:
         dimensions = self.box.dimensions
-        uppers = [1 if d.size is None else d.size - 1 for d in dimensions]
-        types = ["R" if d.size is None else "B" if d.size == 2 else "I" for d in dimensions]
+        types = ["B" if steps == 1 else "I" for steps in self._steps]
         outputs = ["OBJ", *["PB"] * len(self._constraint_names())]
-        return [f"DIMENSION {len(dimensions)}", "LOWER_BOUND * 0", f"UPPER_BOUND {_vector(uppers)}",
+        return [f"DIMENSION {len(dimensions)}", "LOWER_BOUND * 0", f"UPPER_BOUND {_vector(self._steps)}",
                 f"BB_INPUT_TYPE {_vector(types)}", f"BB_OUTPUT_TYPE {' '.join(outputs)}", "DIRECTION_TYPE ORTHO 2N",
                 f"INITIAL_FRAME_SIZE {_vector(self._frame)}", *filter(None, [self._barrier])]
+
+
+def _merit(pair: tuple[Coordinates, Record]) -> tuple[int, float, float]:
+    return pair[1].merit
 
 
 def _vector(items: Sequence[Any]) -> str:

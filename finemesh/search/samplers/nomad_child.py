@@ -23,9 +23,9 @@ Request = dict[str, Any]
 
 
 def cache_text(cache: list[list[list[float]]], output_types: str) -> str:
-    """NOMAD's cache file; `cache` holds [x, outputs] pairs."""
+    """NOMAD's cache file; `cache` holds [x, outputs] pairs. NOMAD 4.6 does not read the last line: it stands there twice."""
     lines = [f"( {_numbers(x)} ) EVAL_OK ( {_numbers(outputs)} )" for x, outputs in cache]
-    return "\n".join(["CACHE_HITS 0", f"BB_OUTPUT_TYPE {output_types}", *lines, ""])
+    return "\n".join(["CACHE_HITS 0", f"BB_OUTPUT_TYPE {output_types}", *lines, *lines[-1:], ""])
 
 
 def _numbers(values: list[float]) -> str:

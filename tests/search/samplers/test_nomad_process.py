@@ -1,0 +1,110 @@
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from finemesh.search.samplers import nomad_process
+from finemesh.search.samplers.nomad_process import NomadProcess
+
+REQUEST = {
+    "seed": 7,
+    "parameters": ["DIMENSION 2", "LOWER_BOUND * 0", "UPPER_BOUND * 1", "BB_INPUT_TYPE ( R R )", "BB_OUTPUT_TYPE OBJ PB",
+                   "DIRECTION_TYPE ORTHO 2N", "INITIAL_FRAME_SIZE ( 0.2 0.2 )"],
+    "cache": [[[0.5, 0.5], [1.0, -1.0]], [[0.9, 0.1], [0.3, 0.5]]],
+}
+
+
+@pytest.fixture
+def process() -> Iterator[NomadProcess]:
+    process = NomadProcess()
+    yield process
+    process.close()
+
+
+def test_a_request_is_answered_alike_by_any_child(process: NomadProcess) -> None:
+    first = process.ask(REQUEST)["points"]
+    assert len(first) >= 4
+    assert all(0 <= z <= 1 for point in first for z in point)
+    assert process.ask(REQUEST)["points"] == first
+    process.close()
+    assert process.ask(REQUEST)["points"] == first
+
+
+def test_the_frame_grows_with_success_and_shrinks_with_failure(process: NomadProcess) -> None:
+    def frame(loss: float) -> float:
+        lines = process.ask(REQUEST | {"points": [[[0.3, 0.5], [loss, -1.0]]]})["parameters"]
+        return float(next(line for line in lines if line.startswith("INITIAL_FRAME_SIZE")).split()[2])
+
+    assert frame(0.1) > 0.2 > frame(5.0)
+
+
+def test_a_killed_child_is_replaced(process: NomadProcess) -> None:
+    first = process.ask(REQUEST)["points"]
+    former = process.pid
+    assert former is not None
+    os.kill(former, signal.SIGKILL)
+    assert process.ask(REQUEST)["points"] == first
+    assert process.pid != former
+
+
+def test_what_crashes_nomad_costs_one_answer(process: NomadProcess) -> None:
+    assert "error" in process.ask(REQUEST | {"parameters": ["BB_OUTPUT_TYPE OBJ", "DIMENSION none"]})
+    survivor = process.pid
+    assert process.ask(REQUEST)["points"]
+    assert process.pid == survivor
+
+
+def test_the_child_lives_in_a_session_of_its_own(process: NomadProcess) -> None:
+    process.ask(REQUEST)
+    assert process.pid is not None
+    assert os.getsid(process.pid) != os.getsid(0)
+
+
+def test_the_child_ends_with_its_parent() -> None:
+    script = "from finemesh.search.samplers.nomad_process import *; import os, signal, sys\n" \
+             "process = NomadProcess(); process._running(); print(process.pid, flush=True)\n" \
+             "os.kill(os.getpid(), signal.SIGKILL)"
+    root = Path(__file__).parents[3]
+    with subprocess.Popen([sys.executable, "-c", script], cwd=root, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        assert parent.stdout.read() == ""  # closed by both: the child holds no copy
+    parent_status = parent.wait()
+    assert parent_status == -signal.SIGKILL
+    _wait_for_the_end(pid)
+
+
+def _wait_for_the_end(pid: int) -> None:
+    import time
+
+    for _ in range(200):
+        stat = Path(f"/proc/{pid}/stat")
+        if not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z":
+            return
+        time.sleep(0.02)
+    pytest.fail(f"process {pid} outlived its parent")
+
+
+def test_the_child_imports_neither_torch_nor_optuna() -> None:
+    script = "import sys, finemesh.search.samplers.nomad_child; print({'torch', 'optuna', 'numpy'} & set(sys.modules))"
+    root = Path(__file__).parents[3]
+    done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_without_pynomad_the_error_says_what_to_install(process: NomadProcess, tmp_path: Path,
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "PyNomad.py").write_text("raise ImportError('no NOMAD here')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(ImportError, match=r"no NOMAD here.*pip install PyNomadBBO"):
+        process.ask(REQUEST)
+
+
+def test_a_child_that_never_lives_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nomad_process.sys, "executable", "/bin/false")
+    with pytest.raises(RuntimeError, match="5 times"):
+        NomadProcess().ask(REQUEST)
