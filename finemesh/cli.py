@@ -7,6 +7,7 @@ input is wrong, 130 interrupted, 1 anything else. finemesh.api brings torch, so 
 import contextlib
 import errno
 import json
+import os
 import shlex
 import sys
 import traceback
@@ -271,6 +272,7 @@ def _output(as_json: bool) -> Iterator[_Output]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its retries are not news; our message says what failed
     try:
         status = app(given, standalone_mode=False, prog_name="finemesh") or 0
     except KeyboardInterrupt:
