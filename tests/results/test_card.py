@@ -13,7 +13,8 @@ from tests import tiny
 CONTENT: dict[str, Any] = {
     "name": "demo", "base_model": "HuggingFaceTB/SmolLM2-135M-Instruct", "task": "instruct", "labels": [],
     "method": {"name": "lora"}, "peft_type": "LORA", "source": "package:chatterbot-corpus", "steps": 20,
-    "batch_size": 8, "max_length": 512, "optimizer": "nomad", "trials": 12, "versions": {"finemesh": "0.1.0", "PyNomadBBO": None},
+    "batch_size": 8, "max_length": 512, "optimizer": "nomad", "trials": 12,
+    "versions": {"finemesh": "0.1.0", "PyNomadBBO": None},
     "data": {"rows": {"train": 717, "validation": 90, "test": 1}, "duplicates": 1128, "data_hash": "9f2c41"},
     "finish": {
         "untuned": {"loss": 2.63, "low": 2.5, "high": 2.7, "metrics": {}},
@@ -32,8 +33,8 @@ def test_it_says_what_it_is_and_what_it_reached() -> None:
     text = card(CONTENT)
     for part in ("from 2.630 to 1.840", "| **lora, this one** | 1.840 | 1.800 to 1.900 | accuracy 50.0 % |",
                  "| lora, reference settings | – | – | – |", "`9f2c41`", "717 train", "1,128 duplicates",
-                 "12 trials of 20", "| learning rate | 1e-3 |", "On 1 row that", "seeds 1, 2, 3", "Versions: finemesh 0.1.0.",
-                 "## Limits"):
+                 "12 trials of 20", "| learning rate | 1e-3 |", "On 1 row that", "seeds 1, 2, 3",
+                 "Versions: finemesh 0.1.0.", "## Limits"):
         assert part in " ".join(text.split("\n")) or part in text
     assert "None" not in text
     assert card(CONTENT) == text

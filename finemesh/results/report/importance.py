@@ -94,23 +94,28 @@ def share_of_method(record: Record) -> float | None:
 
 
 def importances(record: Record, known: Spaces) -> list[Importance]:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     return [of_method(method, [o for o in record.scored if o.method == method], known.get(method, {}))
             for method in record.methods]
 
 
 def of_method(method: str, outcomes: list[Outcome], space: Mapping[str, BaseDistribution]) -> Importance:
-    if len(outcomes) < FEWEST or not space:
+    """`outcomes`: the complete ones of this method, best first."""
+    points = [outcome.hyperparameters for outcome in outcomes]
+    common = [name for name in space if all(name in point for point in points)]
+    varied = [name for name in common if len({point[name] for point in points}) > 1]
+    if len(outcomes) < FEWEST:
         return Importance(method, (), words.count(len(outcomes), "complete trial"))
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    if not varied:
+        return Importance(method, (), "no setting that all its trials have and vary")
     study = optuna.create_study(storage=optuna.storages.InMemoryStorage())
-    for rank, outcome in enumerate(outcomes):  # best first
-        params = {name: value for name, value in outcome.hyperparameters.items() if name in space}
+    for rank, point in enumerate(points):
         study.add_trial(optuna.trial.create_trial(
-            params=params, distributions={name: space[name] for name in params}, value=float(rank)))
+            params={name: point[name] for name in varied}, distributions={name: space[name] for name in varied},
+            value=float(rank)))
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
     found = optuna.importance.get_param_importances(study, evaluator=evaluator)
-    left_out = sorted(set(space) - set(found))
     note = f"From {words.count(len(outcomes), 'trial')}" + ("; a rough picture." if len(outcomes) < 30 else ".")
-    if left_out:
-        note += f" Not active in every trial, so left out: {', '.join(words.name(name) for name in left_out)}."
+    if left_out := [words.name(name) for name in space if name not in varied]:
+        note += f" Not in every trial, or never varied, so left out: {', '.join(left_out)}."
     return Importance(method, tuple((name, float(share)) for name, share in found.items()), note)

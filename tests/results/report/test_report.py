@@ -2,15 +2,18 @@ import itertools
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from optuna.distributions import FloatDistribution, IntDistribution
 
 from finemesh.results.record import read_record
 from finemesh.results.report import SECTIONS, write_report
 from finemesh.results.report.charts import Label, Scale, apart, looks, loss_scale
-from finemesh.results.report.importance import importances, share_of_method, spaces
+from finemesh.results.report.importance import importances, of_method, share_of_method, spaces
+from finemesh.trial import Outcome
 
 Make = Callable[..., Path]
 VOID = {"meta", "br", "link", "img", "input", "hr"}
@@ -47,8 +50,8 @@ class Page(HTMLParser):
 
 
 RUNS = {"finished": {"study": True}, "classify": {"task": "classify"}, "regress": {"task": "regress"},
-        "one trial": {"trials": 1}, "no trial": {"trials": 0, "finished": False}, "all failed": {"all_failed": True, "trials": 5},
-        "stopped": {"finished": False, "trials": 7, "study": True},
+        "one trial": {"trials": 1}, "no trial": {"trials": 0, "finished": False},
+        "all failed": {"all_failed": True, "trials": 5}, "stopped": {"finished": False, "trials": 7, "study": True},
         "one method": {"methods": ("lora",), "trials": 14}}
 
 
@@ -122,6 +125,16 @@ def test_too_few_trials_are_said_to_be(make_run: Make) -> None:
     assert all(not one.shares for one in importances(record, spaces(record)))
     assert share_of_method(record) is None
     assert "Too few trials to tell" in write_report(record.folder).read_text(encoding="utf-8")
+
+
+def test_conditional_settings_are_left_out_and_said() -> None:
+    space = {"rank": IntDistribution(1, 64), "scale": FloatDistribution(0, 1)}
+    often = [Outcome(i, "complete", "lora", {"rank": i + 1} | ({"scale": i / 20} if i % 2 else {}), 0, 20, float(i))
+             for i in range(12)]
+    found = of_method("lora", often, space)
+    assert found.shares == (("rank", 1.0),)
+    assert found.note.endswith("left out: scale.")
+    assert of_method("lora", [replace(outcome, hyperparameters={"rank": 8}) for outcome in often], space).shares == ()
 
 
 def test_the_share_of_the_method(make_run: Make) -> None:
