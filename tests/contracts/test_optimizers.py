@@ -14,8 +14,8 @@ from optuna.trial import Trial, TrialState
 
 from finemesh.search.samplers import OPTIMIZERS
 
-TRIALS = 24
-KILL_AT = 15
+TRIALS = 20
+KILL_AT = 13
 WORKERS = (1, 3)
 SCRIPT = Path(__file__).with_name("ask_and_tell.py")
 ROOT = Path(__file__).parents[2]

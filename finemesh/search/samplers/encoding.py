@@ -56,6 +56,16 @@ class Dimension:
         """The coordinate of a number drawn from [0, 1)."""
         return round(uniform, DIGITS) if self.size is None else float(min(int(uniform * self.size), self.size - 1))
 
+    def snapped(self, coordinate: float) -> float:
+        """The coordinate that its value is read back as."""
+        if self.size is not None:
+            return coordinate
+        if isinstance(self.distribution, IntDistribution):
+            read = self.coordinate(self.value(coordinate))
+            assert read is not None
+            return read
+        return round(coordinate, DIGITS)
+
     def value(self, coordinate: float) -> Any:
         distribution = self.distribution
         if isinstance(distribution, CategoricalDistribution):
@@ -113,9 +123,7 @@ class Box:
 
     def snapped(self, point: Sequence[float]) -> Coordinates:
         """The same point as it will be read back from its values: equal points get equal coordinates."""
-        coordinates = self.coordinates(self.values(point))
-        assert coordinates is not None
-        return coordinates
+        return tuple(d.snapped(z) for d, z in zip(self.dimensions, point, strict=True))
 
     def sampled(self, uniforms: Sequence[float] | Vector) -> Coordinates:
         return self.snapped([d.sampled(u) for d, u in zip(self.dimensions, uniforms, strict=True)])

@@ -1,0 +1,187 @@
+import math
+import os
+import pickle
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import Trial
+
+from finemesh.search.samplers import NomadSampler
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> None:
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+
+
+def studied(objective: Callable[[Trial], float], trials: int, **arguments: Any) -> optuna.Study:
+    study = optuna.create_study(sampler=NomadSampler(seed=0, **arguments))
+    study.optimize(objective, n_trials=trials, catch=ZeroDivisionError)
+    assert len(study.trials) == trials
+    return study
+
+
+def distinct(study: optuna.Study) -> int:
+    return len({tuple(sorted((name, str(value)) for name, value in trial.params.items())) for trial in study.trials})
+
+
+def bowl(trial: Trial) -> float:
+    return (trial.suggest_float("x", -5, 5) - 1) ** 2 + (math.log10(trial.suggest_float("y", 1e-6, 1, log=True)) + 3) ** 2
+
+
+def test_finds_the_minimum_of_a_bowl() -> None:
+    assert studied(bowl, 30).best_value < 0.01
+
+
+def test_a_space_without_variables() -> None:
+    studied(lambda trial: 1.0, 3)
+    studied(lambda trial: trial.suggest_float("x", 2, 2) + trial.suggest_int("k", 1, 1), 3)
+
+
+def test_one_variable_and_one_that_cannot_vary() -> None:
+    study = studied(lambda trial: (trial.suggest_float("x", 0, 1) - 0.3) ** 2 + trial.suggest_float("y", 2, 2), 16)
+    assert study.best_value < 2.001
+
+
+def test_only_categoricals_all_tried_before_any_is_repeated() -> None:
+    def objective(trial: Trial) -> float:
+        return trial.suggest_categorical("a", [1, 2, 3]) + (trial.suggest_categorical("b", [None, "x"]) is None)
+
+    study = studied(objective, 8)
+    assert distinct(study) == 6
+    assert study.best_value == 1
+
+
+def test_log_integers_cost_no_trial_twice() -> None:
+    study = studied(lambda trial: abs(trial.suggest_int("rank", 1, 8, log=True) - 5), 8)
+    assert distinct(study) == 8
+    assert study.best_value == 0
+
+
+def test_a_hyperparameter_that_appears_late() -> None:
+    def objective(trial: Trial) -> float:
+        late = (trial.suggest_float("z", 0, 1) - 0.8) ** 2 if trial.number >= 12 else 1.0
+        return (trial.suggest_float("x", 0, 1) - 0.3) ** 2 + late
+
+    study = studied(objective, 40)
+    assert distinct(study) == 40
+    assert study.best_value < 0.01
+
+
+def test_a_condition_on_a_float() -> None:
+    def objective(trial: Trial) -> float:
+        x = trial.suggest_float("x", 0, 1)
+        return 0.5 + trial.suggest_float("m", 0, 1) if x > 0.5 else (x - 0.2) ** 2
+
+    study = studied(objective, 30)
+    assert distinct(study) == 30
+    assert study.best_value < 0.01
+
+
+def test_a_number_of_layers() -> None:
+    def objective(trial: Trial) -> float:
+        layers = trial.suggest_int("layers", 1, 3)
+        widths = [trial.suggest_float(f"width{i}", 0, 1) for i in range(layers)]
+        return sum((width - 0.5) ** 2 for width in widths) / layers + 0.2 * abs(layers - 2)
+
+    assert studied(objective, 40).best_value < 0.02
+
+
+def test_a_method_that_always_fails_is_left_alone() -> None:
+    def objective(trial: Trial) -> float:
+        method = trial.suggest_categorical("method", ["bad", "good", "fair"])
+        if method == "bad":
+            raise ZeroDivisionError
+        return {"good": 0.0, "fair": 1.0}[method] + (trial.suggest_float(f"{method}.x", 0, 1) - 0.4) ** 2
+
+    study = studied(objective, 30)
+    assert study.best_value < 1e-3
+    assert [trial.params["method"] for trial in study.trials].count("bad") <= 4
+
+
+def test_the_better_method_gets_more_trials_and_none_is_given_up() -> None:
+    def objective(trial: Trial) -> float:
+        method = trial.suggest_categorical("method", ["a", "b", "c"])
+        return "bca".index(method) + (trial.suggest_float(f"{method}.x", 0, 1) - 0.4) ** 2
+
+    methods = [trial.params["method"] for trial in studied(objective, 36).trials]
+    assert methods.count("b") > methods.count("c") > methods.count("a") >= 3
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e200])
+def test_nothing_but_useless_values(value: float) -> None:
+    assert distinct(studied(lambda trial: value * trial.suggest_float("x", 0.1, 1), 8)) == 8
+
+
+def test_only_infeasible_trials_lead_to_the_least_infeasible() -> None:
+    def objective(trial: Trial) -> float:
+        x = trial.suggest_float("x", 0, 1)
+        trial.set_constraint("never", 1 + (x - 0.7) ** 2)
+        trial.set_constraint("always", -math.inf)
+        return x
+
+    study = studied(objective, 20)
+    assert min(abs(trial.params["x"] - 0.7) for trial in study.trials) < 0.02
+
+
+def test_more_workers_get_different_points_without_waiting() -> None:
+    study = optuna.create_study(sampler=NomadSampler(seed=0, workers=4))
+    trials = []
+    for _ in range(20):
+        trials.append(study.ask())
+        value = bowl(trials[-1])
+        if trials[-1].number >= 3:
+            study.tell(trials[-4], value)
+    assert distinct(study) == 20
+
+
+def test_threads() -> None:
+    study = optuna.create_study(sampler=NomadSampler(seed=0))
+    study.optimize(bowl, n_trials=24, n_jobs=3)
+    assert distinct(study) == 24
+
+
+def test_a_killed_child_changes_no_point() -> None:
+    expected = [trial.params for trial in studied(bowl, 20).trials]
+
+    def killing(trial: Trial) -> float:
+        value = bowl(trial)
+        pid = trial.study.sampler._process.pid  # type: ignore[attr-defined]
+        if pid is not None and trial.number % 2:
+            os.kill(pid, signal.SIGKILL)
+        return value
+
+    assert [trial.params for trial in studied(killing, 20).trials] == expected
+
+
+def test_pickled_and_used_for_another_study() -> None:
+    study = studied(bowl, 12)
+    first = [trial.params for trial in study.trials]
+    sampler = pickle.loads(pickle.dumps(study.sampler))
+    for used in (sampler, study.sampler):
+        again = optuna.create_study(sampler=used)
+        again.optimize(bowl, n_trials=12)
+        assert [trial.params for trial in again.trials] == first
+
+
+def test_without_a_seed_two_samplers_differ() -> None:
+    points = []
+    for _ in range(2):
+        study = optuna.create_study(sampler=NomadSampler())
+        study.optimize(bowl, n_trials=2)
+        points.append(study.trials[1].params)
+    assert points[0] != points[1]
+
+
+def test_several_objectives_are_refused() -> None:
+    study = optuna.create_study(directions=["minimize", "minimize"], sampler=NomadSampler(seed=0))
+    with pytest.raises(ValueError, match="one objective"):
+        study.optimize(lambda trial: (trial.suggest_float("x", 0, 1), 1.0), n_trials=1)
+
+
+def test_no_workers_are_refused() -> None:
+    with pytest.raises(ValueError, match="workers"):
+        NomadSampler(workers=0)
