@@ -167,7 +167,7 @@ def _converted(file: Path) -> Path:
         with FileLock(folder.with_suffix(".lock")):
             if not folder.exists():
                 _convert(file, folder)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except Exception as error:  # whatever the reader of a broken file trips over
         raise InputError(f"model: {file} could not be converted from GGUF: {_first_line(error)}") from error
     return folder
 

@@ -1,0 +1,142 @@
+"""One worker's blackbox on a tiny model: what a trial can do wrong costs only itself."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from finemesh.trial import Job, read_outcome
+from finemesh.tuning import blackbox as module
+from finemesh.tuning.blackbox import Blackbox
+from finemesh.tuning.data.split import Splits
+from finemesh.tuning.methods import METHODS
+from finemesh.tuning.models import ModelSource
+from finemesh.tuning.precision import Precision
+from finemesh.tuning.task import Task
+from tests import tiny
+
+LORA = {"rank": 4, "alpha_over_rank": 2.0, "dropout": 0.0, "layers": "all", "learning_rate": 1e-2}
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory) -> Task:
+    folder = tmp_path_factory.mktemp("task")
+    tiny.causal().save_pretrained(folder / "model")
+    tiny.tokenizer().save_pretrained(folder / "model")
+    examples = tiny.dialogues(80)
+    Splits(tuple(examples[:60]), tuple(examples[60:70]), tuple(examples[70:]), "instruct", "").write(folder / "splits")
+    return Task(ModelSource("tiny", str(folder / "model"), "tiny"), "instruct", folder / "splits", (), 64, 8, 1, 4, 0,
+                Precision("fp32", 1.0, 1.0), 1)
+
+
+@pytest.fixture(scope="module")
+def box(task) -> Blackbox:
+    return Blackbox(task)
+
+
+def job(folder: Path, **changes) -> Job:
+    return replace(Job(0, "lora", LORA, 0, 4, folder), **changes)
+
+
+def test_an_outcome_is_whole_and_written(box, tmp_path):
+    lines = []
+    outcome = box.tune(job(tmp_path), lines.append)
+    assert outcome.state == "complete"
+    assert read_outcome(tmp_path) == outcome
+    assert outcome.validation_loss < box.base_validation_loss
+    assert outcome.scored_tokens == sum(sum(row.scored) for row in box.validation.rows)
+    assert outcome.trained_tokens == lines[-1]["trained_tokens"] > 0
+    assert outcome.trainable_parameters == sum(p.numel() for p in METHODS["lora"].prepare(
+        tiny.causal(), LORA, box.context(0)).parameters() if p.requires_grad)
+    assert outcome.adapter_mb > 0
+    assert not (tmp_path / "checkpoint.safetensors").exists()
+    assert [line["step"] for line in lines] == [0, 1, 2, 3, 4]
+
+
+def test_the_same_job_gives_the_same_loss_whatever_ran_before(box, tmp_path):
+    first = box.tune(job(tmp_path / "a"))
+    box.tune(job(tmp_path / "b", method="full", hyperparameters={"learning_rate": 1e-2, "weight_decay": 0.0}))
+    assert box.tune(job(tmp_path / "c")).validation_loss == first.validation_loss
+    assert box.tune(job(tmp_path / "d", seed=1)).validation_loss != first.validation_loss
+
+
+def test_the_reloaded_adapter_has_the_loss_of_the_trial(box, tmp_path):
+    outcome = box.tune(job(tmp_path))
+    assert box.evaluate("lora", LORA, tmp_path, "validation").loss == pytest.approx(outcome.validation_loss, abs=1e-6)
+    assert box.evaluate(None, {}, None, "validation").loss == pytest.approx(box.base_validation_loss, abs=1e-6)
+
+
+def test_answers_before_and_after(box, tmp_path):
+    box.tune(job(tmp_path))
+    found = box.answer("lora", LORA, tmp_path, 2)
+    assert [set(answer) for answer in found] == [{"prompt", "reference", "before", "after"}] * 2
+    assert found[0]["prompt"] == box.test.examples[0].prompt
+
+
+def test_a_cut_trial_keeps_its_checkpoint(box, tmp_path):
+    box.tune(job(tmp_path, steps=2))
+    assert (tmp_path / "checkpoint.safetensors").exists()
+
+
+@pytest.mark.parametrize(("error", "state"), [
+    (RuntimeError("matrices do not fit"), "failed"), (MemoryError(), "infeasible"),
+    (torch.OutOfMemoryError("out"), "infeasible"),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"), "infeasible"),
+])
+def test_an_error_is_an_outcome_and_the_next_trial_is_unharmed(box, tmp_path, monkeypatch, error, state):
+    sound = box.tune(job(tmp_path / "sound"))
+
+    def broken(tuned, *_, **__):
+        for parameter in tuned.parameters():
+            parameter.data.zero_()
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "fine_tune", broken)
+        outcome = box.tune(job(tmp_path / "broken"))
+    assert outcome.state == state
+    assert type(error).__name__ in outcome.error
+    assert "Traceback" in (tmp_path / "broken" / "log.txt").read_text()
+    assert box.tune(job(tmp_path / "after")).validation_loss == sound.validation_loss
+
+
+def test_a_loss_that_is_no_number_is_failed(box, tmp_path):
+    outcome = box.tune(job(tmp_path, hyperparameters={**LORA, "learning_rate": 1e30}))
+    assert outcome.state == "failed"
+    assert "loss is" in outcome.error
+    assert outcome.validation_loss is None
+    json.loads((tmp_path / "outcome.json").read_text())
+
+
+def test_a_trial_that_scores_other_tokens_is_failed(box, tmp_path, monkeypatch):
+    monkeypatch.setattr(type(METHODS["lora"]), "shape", lambda self, e, rows, p, c, *, training: rows if training else rows[1:])
+    outcome = box.tune(job(tmp_path))
+    assert outcome.state == "failed"
+    assert "scored" in outcome.error
+
+
+@pytest.mark.parametrize(("constraints", "trained"), [
+    ({"trainable_parameters": 10}, False), ({"seconds": 1e-9}, True), ({"adapter_mb": 1e-6}, True)])
+def test_a_broken_constraint_is_infeasible(box, tmp_path, constraints, trained):
+    outcome = box.tune(job(tmp_path, constraints=constraints))
+    [(name, bound)] = constraints.items()
+    assert outcome.state == "infeasible"
+    assert outcome.constraints[name] > 0
+    assert name in outcome.error
+    assert (tmp_path / "curve.jsonl").exists() == trained
+    assert box.tune(job(tmp_path / "after")).state == "complete"
+
+
+def test_met_constraints_are_told_with_their_slack(box, tmp_path):
+    outcome = box.tune(job(tmp_path, constraints={"trainable_parameters": 1e6, "seconds": 600}))
+    assert outcome.state == "complete"
+    assert outcome.constraints["trainable_parameters"] == outcome.trainable_parameters - 1e6
+    assert outcome.constraints["seconds"] < 0
+
+
+def test_a_method_that_does_not_fit_is_failed_with_the_reason(box, tmp_path, monkeypatch):
+    monkeypatch.setattr(type(METHODS["lora"]), "unfit", lambda *_: "not this one")
+    outcome = box.tune(job(tmp_path))
+    assert (outcome.state, outcome.error) == ("failed", "ValueError: not this one")

@@ -1,0 +1,162 @@
+"""Where models come from: folders, packages, GGUF files (a tiny one is written here), and what is said where none is."""
+
+import sys
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from finemesh.errors import InputError
+from finemesh.tuning import models
+from finemesh.tuning.models import find_model, load_model, load_skeleton, load_tokenizer
+from tests import tiny
+
+NAMES = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
+LAYER = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attn_q",
+         "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
+         "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("FINEMESH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return tmp_path / "cache" / "models"
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    tiny.causal().save_pretrained(tmp_path / "model")
+    tiny.tokenizer().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def write_gguf(path: Path) -> None:
+    """The tiny Llama as llama.cpp's converter writes one (q and k permuted for its rotary order)."""
+    model = tiny.causal(head_dim=8)
+    config = model.config
+    writer = gguf.GGUFWriter(path, "llama")
+    for set_field, value in ((writer.add_context_length, 128), (writer.add_embedding_length, 32), (writer.add_block_count, 2),
+                             (writer.add_feed_forward_length, 48), (writer.add_head_count, 4), (writer.add_head_count_kv, 2),
+                             (writer.add_layer_norm_rms_eps, config.rms_norm_eps), (writer.add_rope_dimension_count, 8),
+                             (writer.add_vocab_size, tiny.VOCABULARY), (writer.add_rope_freq_base, 10000.0)):
+        set_field(value)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(["<pad>", "</s>", "<unk>", *"abcdefghijklmnopqrstuvwxy", "ab"])
+    writer.add_token_types([3] * 3 + [1] * 26)
+    writer.add_token_merges(["a b"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(1)
+    writer.add_pad_token_id(0)
+    for name, tensor in model.state_dict().items():
+        if name == "lm_head.weight":
+            continue
+        array = tensor.numpy()
+        if "q_proj" in name or "k_proj" in name:
+            heads = 4 if "q_proj" in name else 2
+            array = array.reshape(heads, 2, -1, array.shape[1]).swapaxes(1, 2).reshape(array.shape)
+        writer.add_tensor(gguf_name(name), np.ascontiguousarray(array))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def gguf_name(name: str) -> str:
+    if name in NAMES:
+        return NAMES[name]
+    _, _, number, rest = name.split(".", 3)
+    return f"blk.{number}.{LAYER[rest.removesuffix('.weight')]}.weight"
+
+
+def test_a_gguf_file_is_converted_once_and_whole(tmp_path, cache):
+    write_gguf(tmp_path / "tiny.gguf")
+    source = find_model(str(tmp_path / "tiny.gguf"))
+    stamp = (Path(source.location) / "model.safetensors").stat().st_mtime_ns
+    assert find_model(str(tmp_path / "tiny.gguf")) == source
+    assert (Path(source.location) / "model.safetensors").stat().st_mtime_ns == stamp
+    assert source.public_name == "tiny.gguf"
+    ids = torch.arange(6, 20)[None]
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="tiny.gguf", dtype=torch.float32)
+    with torch.no_grad():
+        expected = tiny.causal()(ids).logits
+        torch.testing.assert_close(load_model(source, "instruct")(ids).logits, plain(ids).logits, rtol=0, atol=0)
+        torch.testing.assert_close(plain(ids).logits, expected, rtol=1e-4, atol=1e-5)
+    assert [path.name for path in cache.iterdir() if path.is_dir()] == [Path(source.location).name]
+
+
+def test_a_conversion_that_breaks_leaves_nothing(tmp_path, cache, monkeypatch):
+    write_gguf(tmp_path / "tiny.gguf")
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", full)
+    with pytest.raises(InputError, match="could not be converted from GGUF"):
+        find_model(str(tmp_path / "tiny.gguf"))
+    assert not [path for path in cache.iterdir() if path.is_dir()]
+
+
+def test_a_file_that_is_no_gguf(tmp_path):
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF and then nothing")
+    with pytest.raises(InputError, match=r"broken.gguf could not be converted"):
+        find_model(str(tmp_path / "broken.gguf"))
+
+
+def test_a_folder(folder):
+    source = find_model(str(folder))
+    assert source.public_name == "model"  # no path of this machine
+    assert load_tokenizer(source).pad_token == "<pad>"
+    model = load_model(source, "instruct", dtype=torch.bfloat16)
+    assert model.dtype == torch.bfloat16
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_a_new_head_is_drawn_from_its_seed(folder):
+    source = find_model(str(folder))
+    heads = [load_model(source, "classify", labels=["a", "b", "c"], head_seed=seed).score.weight for seed in (0, 0, 1)]
+    assert heads[0].shape == (3, 32)
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
+
+
+def test_a_package(folder, tmp_path, monkeypatch):
+    package = tmp_path / "site" / "some_model"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise ImportError('it is not imported')")
+    folder.rename(package / "weights")
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "site"), *sys.path])
+    assert find_model("package:some-model") == models.ModelSource(
+        "package:some-model", str(package / "weights"), "package:some-model")
+
+
+def test_a_skeleton_has_no_weights(folder):
+    skeleton = load_skeleton(find_model(str(folder)), "instruct")
+    assert {p.device.type for p in skeleton.parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize(("name", "message"), [
+    ("package:not-there", "the package 'not_there' is not installed"),
+    ("./not/there", "there is no folder ./not/there"),
+    ("/not/there.gguf", "there is no file /not/there.gguf"),
+    ("nobody/no-such-model", "neither a folder here nor a model that the hub gives"),
+])
+def test_a_model_that_is_not_there(name, message):
+    with pytest.raises(InputError, match=message):
+        find_model(name)
+
+
+def test_a_folder_that_is_no_model(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"holds no config.json"):
+        find_model(str(tmp_path / "empty"))
+
+
+def test_an_encoder_does_not_write(tmp_path):
+    tiny.classifier().save_pretrained(tmp_path / "encoder")
+    source = find_model(str(tmp_path / "encoder"))
+    with pytest.raises(InputError, match="is an encoder and cannot write answers"):
+        load_model(source, "instruct")
