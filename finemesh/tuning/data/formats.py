@@ -206,7 +206,8 @@ def _match(format: Format, present: Sequence[str], wanted: Mapping[str, str],
     for field, names in format.fields.items():
         if field == "text2":
             names = PAIRS.get(matched.get("text", "").strip().lower(), ())
-        free = (by_name[name] for name in names if name in by_name and by_name[name] not in matched.values())
+        taken = {*matched.values(), *wanted.values()}
+        free = (by_name[name] for name in names if name in by_name and by_name[name] not in taken)
         column = wanted.get(field) or next(free, None)
         if column is not None:
             matched[field] = column

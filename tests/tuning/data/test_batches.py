@@ -70,8 +70,8 @@ def test_a_prompt_at_inference_is_exactly_what_comes_before_the_answer(
 def test_the_space_that_a_tokenizer_opens_texts_with_is_there_once(spaced_tokenizer: PreTrainedTokenizerFast) -> None:
     row = encoded(ONE, spaced_tokenizer)
     assert scored_text(row, spaced_tokenizer) == "I am fine.</s>"
-    assert len(row.input_ids) == len(spaced_tokenizer(
-        "### Instruction:\nHello there\n\n### Response:\nI am fine.</s>", add_special_tokens=False)["input_ids"])
+    whole = "### Instruction:\nHello there\n\n### Response:\nI am fine.</s>"
+    assert row.input_ids == spaced_tokenizer(whole, add_special_tokens=False)["input_ids"]
 
 
 def test_a_token_across_the_border_is_cut_there(plain_tokenizer: PreTrainedTokenizerFast) -> None:
@@ -158,7 +158,7 @@ def test_buckets_pad_little_and_mix_rows_from_epoch_to_epoch() -> None:
         assert 1 - sum(LENGTHS) / padded < 0.03
     mates = [{i: set(batch) - {i} for batch in batches for i in batch} for batches in epochs]
     assert sum(len(mates[0][i] & mates[1][i]) for i in mates[0]) < 0.3 * 7 * len(LENGTHS)
-    first = [sum(LENGTHS[i] for i in batch) / len(batch) for batch in epochs[0]]
+    first = [max(LENGTHS[i] for i in batch) for batch in bucketed(LENGTHS[:100], 8, seed=0, epoch=0)]
     assert first not in (sorted(first), sorted(first)[::-1])
 
 

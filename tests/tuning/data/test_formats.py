@@ -150,6 +150,9 @@ def test_columns_map_unusual_names_and_come_before_usual_ones() -> None:
     assert contents(first(row, columns={"prompt": "body", "completion": "verdict"})) == ["user: b", "assistant: y"]
     row = {"prompt": "p", "completion": "c"}
     assert first(row, columns={"text": "prompt", "label": "completion"}) == Labelled("p", None, "c")
+    swapped = {"completion": "p", "prompt": "x", "question": "q", "answer": "a"}
+    assert contents(first(swapped, columns={"prompt": "completion"})) == ["user: p", "assistant: a"]
+    assert contents(first(swapped, columns={"completion": "prompt"})) == ["user: q", "assistant: x"]
     assert first({"0": "g", "1": "0", "3": "t"}, columns={"label": 1, "text": 3}) == Labelled("t", None, "0")
 
 

@@ -41,6 +41,7 @@ FORGETFUL = (  # an answer that is not the last loses its reasoning
     "{% for m in messages %}{% if m['role'] == 'user' %}Q: {{ m['content'] }}\n{% elif loop.last %}"
     "A: {{ m['content'] }}</s>{% else %}A: {{ m['content'].split('</think>')[-1] }}</s>{% endif %}{% endfor %}"
     + ASK + "A: {% endif %}")
+OTHER_OPENING = NO_OPENING + ASK + "Please: {% endif %}"  # the answer asked for opens otherwise than one given
 ALL = {"default system": DEFAULT_SYSTEM, "llama 2": LLAMA_2, "llama 3": LLAMA_3, "gemma": GEMMA, "thinking": THINKING,
        "no end of turn": NO_END, "no opening": NO_OPENING, "forgetful": FORGETFUL, "plain": None}
 
@@ -76,6 +77,7 @@ TWO = talk("Hi", "Yo", "Who?", "Me")
     (NO_END, TWO, [("user: Hi\nassistant: ", False), ("Yo", True),
                    ("\nuser: Who?\nassistant: ", False), ("Me</s>", True)]),
     (NO_OPENING, TWO, [("Q: Hi\n", False), ("A: Yo</s>", True), ("Q: Who?\n", False), ("A: Me</s>", True)]),
+    (OTHER_OPENING, talk("Hi", " Yo\n"), [("Q: Hi\nPlease: ", False), ("Yo</s>", True)]),
     (FORGETFUL, talk("Hi", "<think>hm</think>Yo", "Who?", "<think>so</think>Me"), [
         ("Q: Hi\nA: Yo</s>Q: Who?\nA: ", False), ("<think>so</think>Me</s>", True)]),
     (DEFAULT_SYSTEM, talk("assistant", "assistant", "assistant", "assistant", system="assistant"), [
@@ -83,7 +85,7 @@ TWO = talk("Hi", "Yo", "Who?", "Me")
          False),
         ("assistant<|im_end|>", True), ("\n<|im_start|>user\nassistant<|im_end|>\n<|im_start|>assistant\n", False),
         ("assistant<|im_end|>", True)]),
-], ids=range(11))
+], ids=range(12))
 def test_templates(templated: Templated, template: str, dialogue: Dialogue, expected: list[tuple[str, bool]]) -> None:
     assert pieces(dialogue, templated(template)) == expected
 
