@@ -7,8 +7,10 @@ it alone.
 """
 
 import hashlib
+import math
+from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -21,9 +23,9 @@ from finemesh.search.samplers.record import Record
 from finemesh.search.samplers.structures import Key, Structures
 
 FIRST = 6  # trials in which the choices of every categorical are tried in turn
-EXPLORE = 20  # one in so many trials ignores what was learned of the structures
+EXPLORE = 40  # one in so many trials ignores what was learned of the structures
 DECAY = 1.0  # the share of rank r is (r + 1) ** -DECAY
-MISSES = 3  # trials in a row that led elsewhere: the space has lost this structure
+STRAYS = 3  # trials in a row that led elsewhere: the space has lost this structure
 POLL = 2  # one in so many points of a structure is NOMAD's
 
 
@@ -37,42 +39,55 @@ class Choice:
     points: tuple[Coordinates, ...] = ()
 
 
+@dataclass
+class Standing:
+    """What is known of one structure."""
+
+    records: list[Record] = field(default_factory=list)
+    strays: list[Record] = field(default_factory=list)  # planned for this structure, led into another one
+    strays_in_a_row: int = 0
+    visits: int = 0  # trials planned for it, or led into it by chance
+    complete: int = 0
+    best: tuple[float, ...] = (math.inf,)  # merit
+
+    def told(self, record: Record) -> None:
+        self.records.append(record)
+        self.complete += record.kind == "complete"
+        self.best = min(self.best, record.merit)
+
+
 class Portfolio:
     def __init__(self, seed: int, process: NomadProcess) -> None:
         self.seed = seed
         self.process = process
         self.structures = Structures()
-        self.records: dict[Key, list[Record]] = {}
+        self.standings: dict[Key, Standing] = defaultdict(Standing)
         self.pending: dict[int, Mapping[str, Any]] = {}
         self._searches: dict[Key, MeshSearch] = {}
         self._planned: dict[int, Key] = {}
-        self._strays: dict[Key, list[Record]] = {}  # planned for a structure, led into another one
-        self._misses: dict[Key, int] = {}  # strays in a row
-        self._visits: dict[Key, int] = {}
 
     def asked(self, number: int, values: Mapping[str, Any]) -> None:
         """Trial `number` runs with these values."""
         self.pending[number] = values
         landed = frozenset(values)
         planned = self._planned.get(number, landed)
-        self._visits[planned] = self._visits.get(planned, 0) + 1
+        self.standings[planned].visits += 1
         for key in {landed, planned} & self._searches.keys():
             point = self._searches[key].box.coordinates(values)
             if point is not None:
                 self._searches[key].asked(point)
-            elif key == planned:
-                self._searches[key].strayed(values)
+            self._searches[key].strayed(values)
 
     def told(self, record: Record) -> None:
         self.pending.pop(record.number, None)
         landed = self.structures.add(record.values, record.distributions)
-        self.records.setdefault(landed, []).append(record)
+        self.standings[landed].told(record)
         planned = self._planned.get(record.number, landed)
         if planned == landed:
-            self._misses[landed] = 0
+            self.standings[landed].strays_in_a_row = 0
         else:
-            self._strays.setdefault(planned, []).append(record)
-            self._misses[planned] = self._misses.get(planned, 0) + (record.kind != "failed")
+            self.standings[planned].strays.append(record)
+            self.standings[planned].strays_in_a_row += record.kind != "failed"
         for key in {landed, planned} & self._searches.keys():
             self._tell(key, self._searches[key], record)
 
@@ -99,10 +114,10 @@ class Portfolio:
         if number % EXPLORE == EXPLORE - 1 and self.structures.switchable:
             return Choice("explore")
         key = self._due(keys)
-        search, visits = self._search(key), self._visits.get(key, 0)
+        search = self._search(key)
         if self._is_starting(key, search.box):
             return Choice("start", key)
-        if visits % POLL == 0:
+        if self.standings[key].visits % POLL == 0:
             points = search.open_points(self.process)
             if points:
                 return Choice("poll", key, points=tuple(points))
@@ -138,7 +153,8 @@ class Portfolio:
         box = self.structures.box(key)
         if key not in self._searches or self._searches[key].box != box:
             search = MeshSearch(box, int(generator(self.seed, 0, *sorted(key)).integers(2**31)))
-            for record in sorted([*self.records[key], *self._strays.get(key, [])], key=lambda record: record.number):
+            standing = self.standings[key]
+            for record in sorted([*standing.records, *standing.strays], key=lambda record: record.number):
                 self._tell(key, search, record)
             for point in self._waiting(search):
                 search.asked(point)
@@ -148,28 +164,24 @@ class Portfolio:
     def _open_keys(self) -> list[Key]:
         """Structures with something left to try: not those that the space has lost, nor parts of a failed trial."""
         keys = [key for key in self.structures.keys
-                if self._misses.get(key, 0) < MISSES and self.structures.box(key).dimensions
-                and (self._has_ended_well(key) or not any(key < other for other in self.structures.keys))]
+                if self.standings[key].strays_in_a_row < STRAYS and self.structures.box(key).dimensions
+                and (self.standings[key].complete or not any(key < other for other in self.structures.keys))]
         return [key for key in keys if not self._search(key).exhausted] or keys
-
-    def _has_ended_well(self, key: Key) -> bool:
-        return any(record.kind == "complete" for record in self.records[key])
 
     def _due(self, keys: list[Key]) -> Key:
         """The structure that is furthest behind its share."""
-        ranked = sorted(keys, key=lambda key: min(record.merit for record in self.records[key]))
+        ranked = sorted(keys, key=lambda key: self.standings[key].best)
         shares = np.arange(1, len(ranked) + 1) ** -DECAY
-        visits = np.array([self._visits.get(key, 0) for key in ranked])
+        visits = np.array([self.standings[key].visits for key in ranked])
         behind = shares / shares.sum() * (visits.sum() + 1) - visits
         return ranked[int(np.argmax(behind))]
 
     def _is_starting(self, key: Key, box: Box) -> bool:
         """Too few points told, or soon to be, of the space-filling start; failures do not count, up to as many again."""
         size = max(2, round((len(box.dimensions) + 2) / len(self.structures.keys) ** 0.5))
-        if not self._has_ended_well(key):
-            return True
-        failures = sum(record.kind != "complete" for record in self.records[key])
-        return self._visits.get(key, 0) - min(failures, size) < size
+        standing = self.standings[key]
+        failures = len(standing.records) - standing.complete
+        return not standing.complete or standing.visits - min(failures, size) < size
 
     def _start_point(self, key: Key, search: MeshSearch) -> Coordinates | None:
         """The next new point of an additive recurrence: even in every dimension, whatever their number."""
@@ -181,7 +193,7 @@ class Portfolio:
             ratio = (1 + ratio) ** (1 / (size + 1))
         steps = ratio ** -np.arange(1.0, size + 1)
         shift = generator(self.seed, 0, "start", *sorted(key)).random(size)
-        visits = self._visits.get(key, 0)
+        visits = self.standings[key].visits
         for index in range(visits + 1, visits + 100):
             point = search.box.sampled((shift + index * steps) % 1.0)
             if point not in search.known:

@@ -101,8 +101,8 @@ def test_the_converged_search_restarts_from_the_best_point_elsewhere(process: No
 
 def test_the_barrier_leads_from_infeasible_to_feasible(process: NomadProcess) -> None:
     search = MeshSearch(PLANE, 0)
-    tell(search, (0.1, 0.1), 0.0, memory=0.6)
-    for _ in range(25):
+    tell(search, (0.25, 0.25), 0.5, memory=0.3)
+    for _ in range(20):
         point = search.open_points(process)[0]
         x, y = point
         tell(search, point, x + y, memory=0.8 - x - y)
