@@ -98,7 +98,7 @@ class Record:
             return []
         rows = []
         if self.finish.get("untuned"):
-            rows.append(Row("untuned model", "untuned", None, "as it was", self.finish["untuned"]))
+            rows.append(Row("untuned model", "untuned", None, "without fine-tuning", self.finish["untuned"]))
         known = (self.finish.get("reference") or {}).items()
         for method, result in sorted(known, key=lambda pair: -(pair[1].get("loss") or float("inf"))):
             text = words.settings(result.get("hyperparameters", {}))

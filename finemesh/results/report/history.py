@@ -46,7 +46,7 @@ def history(record: Record, looks: Mapping[str, str]) -> Chart | None:
 
 def best_label(record: Record, scale: Scale) -> list[Label]:
     loss = record.best.validation_loss if record.best else None
-    return [] if loss is None else [Label(100 - scale.at(loss), f"best {words.loss(loss)}", "ink")]
+    return [] if loss is None else [Label(100 - scale.at(loss), words.loss(loss), "ink")]
 
 
 def whole(last: int) -> list[int]:
