@@ -17,6 +17,7 @@ from finemesh.search.samplers import OPTIMIZERS
 TRIALS = 20
 KILL_AT = 13
 WORKERS = (1, 3)
+KILLED = [("nomad", 1), *((name, 3) for name in OPTIMIZERS)]
 SCRIPT = Path(__file__).with_name("ask_and_tell.py")
 ROOT = Path(__file__).parents[2]
 
@@ -49,14 +50,13 @@ def uninterrupted() -> dict[tuple[str, int], list[dict]]:
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of databases whose studies were killed in the middle of asking for trial KILL_AT."""
     folder = tmp_path_factory.mktemp("killed")
-    cases = [word for name in OPTIMIZERS for workers in WORKERS for word in (name, str(workers))]
+    cases = [word for name, workers in KILLED for word in (name, str(workers))]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, str(SCRIPT), str(folder), str(KILL_AT), *cases], check=True, env=environment)
     return folder
 
 
-@every_optimizer
-@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize(("name", "workers"), KILLED)
 def test_killed_and_resumed_gives_the_uninterrupted_sequence(
         name: str, workers: int, killed: Path, uninterrupted: dict[tuple[str, int], list[dict]]) -> None:
     study = loop.study(name, workers, storage=loop.database(killed, name, workers))
