@@ -37,7 +37,7 @@ def start(task: Path) -> subprocess.Popen:
 
 def test_tunes_evaluates_answers_and_ends_with_its_input(task, tmp_path):
     folder = str(tmp_path / "trial")
-    job = {"number": 0, "method": "prompt", "hyperparameters": POINT, "seed": 0, "steps": 2, "folder": folder, "constraints": {}}
+    job = {"number": 0, "method": "prompt", "hyperparameters": POINT, "seed": 0, "steps": 2, "folder": folder}
     requests = [("tune", job), ("evaluate", {"method": "prompt", "folder": folder, "split": "test"}),
                 ("evaluate", {"method": None, "folder": None, "split": "test"}), ("answer", {"folder": folder, "rows": 1}),
                 ("dance", {})]
