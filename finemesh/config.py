@@ -74,7 +74,8 @@ class SearchConfig(Section):
     trials: int = Field(default=30, ge=1)
     hours: float | None = Field(default=None, gt=0)
     steps: int = Field(default=200, ge=1)  # optimizer steps of a full trial
-    batch_size: int = Field(default=8, ge=1)
+    batch_size: int = Field(default=8, ge=1)  # rows an optimizer step
+    accumulation: int = Field(default=1, ge=1)  # parts in which such a batch is computed, to need less memory
     constraints: dict[str, float] = {}  # upper bounds on numbers of outcome.json
     objectives: list[str] = ["validation_loss"]
     repeats: int = Field(default=3, ge=1)  # seeds for the leaders

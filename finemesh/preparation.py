@@ -94,7 +94,7 @@ def whole_space() -> Space:
 def _task(config: Config, run: RunFolder, source: ModelSource, splits: Splits) -> Task:
     search = config.search
     return Task(source, splits.task, run.splits.resolve(), splits.labels, config.data.max_length, search.batch_size,
-                accumulation=1, steps=search.steps, seed=search.seed, precision=measure_precision(),
+                accumulation=search.accumulation, steps=search.steps, seed=search.seed, precision=measure_precision(),
                 threads=max(1, usable_cores() // config.workers))
 
 

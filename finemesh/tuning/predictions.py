@@ -39,7 +39,7 @@ def predictions(task: Task, method: str, hyperparameters: Mapping[str, Any], fol
         rows = [encode(example, box.tokenizer, task.max_length, task.task, labels=task.labels) for example in part]
         for example, row in zip(part, rows, strict=True):
             if row is None:
-                raise InputError(f"{example.place}: there is no text in this row", file=data)
+                raise InputError(f"{example.place}: there is no text in this row")
         shaped = plug.shape(part, [row for row in rows if row], hyperparameters, box.context(task.seed), training=False)
         with torch.no_grad():
             outputs = predict_outputs(tuned, shaped, pad_id, box.accelerator.device)
