@@ -32,6 +32,7 @@ app = typer.Typer(name="finemesh", add_completion=False, no_args_is_help=True, p
                   help="Finds the best way to fine-tune a language model on your data, within your budget.",
                   epilog="Start with: finemesh init DATA, then finemesh search finemesh.yaml")
 CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+GO_ON = ("search", "demo")
 INTERRUPTED = 130  # what typer makes of Ctrl-C
 
 
@@ -283,7 +284,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         message, status = _explained(error)
         print(f"Error: {message}" if message else "", file=sys.stderr)
     if status == INTERRUPTED:
-        print(f"Interrupted. What has ended is kept; go on with: finemesh {shlex.join(given)}", file=sys.stderr)
+        again = f" What has ended is kept; go on with: finemesh {shlex.join(given)}"
+        print("Interrupted." + (again if given[0] in GO_ON else ""), file=sys.stderr)
     return int(status)
 
 

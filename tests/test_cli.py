@@ -150,6 +150,9 @@ def test_ctrl_c_says_how_to_go_on(folder: Path, fake: Fake, capsys: Captured) ->
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.splitlines()[-1].endswith("go on with: finemesh search mine.yaml --trials 5")
+    fake(check=KeyboardInterrupt())
+    assert main(["check", "mine.yaml"]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "Interrupted."
 
 
 @pytest.mark.parametrize(("error", "status", "message"), [
