@@ -1,14 +1,14 @@
 """The Optuna study of a run, and how an outcome is told to it.
 
-Two things are added to Optuna's storage. All parameters of a trial are written in one transaction: a trial in the store
-has none or all of them, so that one that was being asked for when the process was killed is simply asked for again.
-And a horizon: while trial n is asked for, the sampler sees as finished exactly the trials that it would see in an
-uninterrupted run, whatever has ended in the meantime.
+Two things are added to Optuna's storage. All parameters of a trial are written in one transaction, as are its
+constraints: a trial in the store has none or all of them, so that one that was being asked for when the process was
+killed is simply asked for again. And a horizon: while trial n is asked for, the sampler sees as finished exactly the
+trials that it would see in an uninterrupted run, whatever has ended in the meantime.
 """
 
 import copy
 import math
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.samplers import BaseSampler
 from optuna.storages import RDBStorage
 from optuna.storages._cached_storage import _CachedStorage
+from optuna.storages._rdb.models import TrialSystemAttributeModel
 from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.study._constrained_optimization import _CONSTRAINTS_KEY
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -50,6 +51,14 @@ class Store(_CachedStorage):
                                                               known.get(name))
         for name, (_, distribution) in params.items():
             known.setdefault(name, distribution)
+
+    def write_constraints(self, trial_id: int, constraints: Mapping[str, float]) -> None:
+        """As Trial.set_constraint, in one transaction; one that is there already is replaced."""
+        if constraints:
+            with _create_scoped_session(self._backend.scoped_session) as session:
+                for name, excess in constraints.items():
+                    self._backend._set_trial_attr_without_commit(session, TrialSystemAttributeModel, trial_id,
+                                                                 f"{_CONSTRAINTS_KEY}:{name}", float(excess))
 
     def get_all_trials(self, study_id: int, deepcopy: bool = True,
                        states: Container[TrialState] | None = None) -> list[FrozenTrial]:
@@ -88,10 +97,7 @@ def tell(study: optuna.Study, trial: Trial, outcome: Outcome) -> None:
     constraints = dict(outcome.constraints)
     if outcome.state == "infeasible" and not any(excess > 0 for excess in constraints.values()):
         constraints["infeasible"] = 1.0
-    known = trial.constraints if constraints else {}
-    for name, excess in constraints.items():
-        if name not in known:
-            trial.set_constraint(name, excess)
+    store_of(study).write_constraints(trial._trial_id, constraints)
     loss = outcome.validation_loss
     if outcome.state == "failed" or (outcome.state == "complete" and (loss is None or not math.isfinite(loss))):
         study.tell(trial, state=TrialState.FAIL)

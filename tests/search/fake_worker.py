@@ -1,8 +1,8 @@
 """A worker without a model: the loss is a function of the point, and trials do what a script file tells them.
 
-The script: {"seconds": of a step, "die": {"trial number": times}, "refuse": message, "broken": true, "no_test": true}
-and lists of trial numbers: slow, fail, error, infeasible (no loss), heavy (a loss, yet infeasible), pruned, full (the
-disk), hang. Checkpoints are written as a real trial writes them.
+The script: {"seconds": of a step, "die": {"trial number": times}, "until": {"trial number": another that it waits for},
+"refuse": message, "broken": true, "no_test": true} and lists of trial numbers: slow, fail, error, infeasible (no loss),
+heavy (a loss, yet infeasible), pruned, full (the disk), hang. Checkpoints are written as a real trial writes them.
 """
 
 import json
@@ -84,6 +84,9 @@ def tune(job: Job, script: dict[str, Any], request: int) -> Outcome:
     if job.number in script.get("full", []):
         outcome = replace(outcome, state="failed", error="OSError: [Errno 28] No space left on device: 'adapter'")
     slowness = 10 if job.number in script.get("slow", []) else 1
+    give_up, awaited = time.monotonic() + 10, script.get("until", {}).get(str(job.number))
+    while awaited and time.monotonic() < give_up and not (job.folder.parent / f"{awaited:04d}").exists():
+        time.sleep(0.005)
     for step in range(start, job.steps):
         with open(job.folder / "steps.log", "a", encoding="utf-8") as log:
             log.write(f"{step}\n")

@@ -32,7 +32,7 @@ def stored(folder: Path) -> list[optuna.trial.FrozenTrial]:
 def test_trial_n_sees_exactly_the_trials_up_to_n_minus_workers(fake: SimpleNamespace, tmp_path: Path,
                                                                workers: int) -> None:
     sampler = fake.Watching(0)
-    fake.search(tmp_path, 8, workers=workers, sampler=sampler, script={"seconds": 0.005, "slow": [0, 4]})
+    fake.search(tmp_path, 8, workers=workers, sampler=sampler, script={"seconds": 0.01, "slow": [0, 4]})
     assert sampler.seen == {n: ["COMPLETE"] * max(0, n - workers + 1) + ["RUNNING"] * min(n, workers - 1)
                             for n in range(8)}
 
@@ -57,11 +57,12 @@ def test_other_workers_give_other_points(fake: SimpleNamespace, tmp_path: Path) 
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_a_finished_run_goes_on_as_the_longer_one(fake: SimpleNamespace, tmp_path: Path, workers: int) -> None:
-    whole = fake.search(tmp_path / "whole", 9, workers=workers)
-    fake.search(tmp_path / "parts", 4, workers=workers)
-    fake.search(tmp_path / "parts", 7, workers=workers)
+    script = {"heavy": [3], "infeasible": [5], "pruned": [6]}
+    whole = fake.search(tmp_path / "whole", 9, workers=workers, script=script)
+    fake.search(tmp_path / "parts", 4, workers=workers, script=script)
+    fake.search(tmp_path / "parts", 7, workers=workers, script=script)
     watcher = fake.Watcher()
-    assert fake.search(tmp_path / "parts", 9, workers=workers, observer=watcher) == whole
+    assert fake.search(tmp_path / "parts", 9, workers=workers, observer=watcher, script=script) == whole
     assert [job.number for job in watcher.jobs] == [7, 8]
 
 
@@ -147,8 +148,7 @@ def test_hours_end_a_search_and_add_up_over_runs(fake: SimpleNamespace, tmp_path
 
 def test_without_the_rule_results_are_told_as_they_come(fake: SimpleNamespace, tmp_path: Path) -> None:
     sampler = fake.Watching(0)
-    outcomes = fake.search(tmp_path, 6, workers=2, sampler=sampler, reproducible=False,
-                           script={"seconds": 0.01, "slow": [0]})
+    outcomes = fake.search(tmp_path, 6, workers=2, sampler=sampler, reproducible=False, script={"until": {"0": 3}})
     assert [o.number for o in outcomes] == list(range(6))
     assert sampler.seen[3][0] == "RUNNING"
     assert sampler.seen[3][1] == "COMPLETE"
