@@ -21,21 +21,19 @@ class Acquisition:
         """`told` holds at least one complete trial."""
         self.box = box
         chosen = _modelled(told)
-        points = box.features([point for point, _ in chosen])
         waiting = box.features(list(pending))
-        targets = surrogate.compressed(_losses([record for _, record in chosen]))
-        feasible = np.array([record.kind == "complete" and record.feasible for _, record in chosen])
+        valued = [(point, record) for point, record in chosen if record.kind != "infeasible"]
+        points = box.features([point for point, _ in valued])
+        targets = surrogate.compressed(_losses([record for _, record in valued]))
+        feasible = np.array([record.kind == "complete" and record.feasible for _, record in valued])
         self.objective = surrogate.fit(points, targets, box.feature_blocks).believing(waiting)
         self.best = float(targets[feasible].min()) if feasible.any() else None
-        names = sorted({name for _, record in chosen for name in record.violations})
-        complete = [(point, record) for point, record in chosen if record.kind == "complete"]
+        measured = [(point, record) for point, record in chosen if record.kind in ("complete", "infeasible")]
+        points = box.features([point for point, _ in measured])
         self.constraints = []
-        for name in names:
-            values = np.array([record.violations.get(name, 0.0) for _, record in complete])
-            scale = float(np.median(np.abs(values))) or 1.0
-            process = surrogate.fit(box.features([point for point, _ in complete]), np.arcsinh(values / scale),
-                                    box.feature_blocks)
-            self.constraints.append(process.believing(waiting))
+        for name in sorted({name for _, record in measured for name in record.violations}):
+            excesses = _excesses(name, [record for _, record in measured])
+            self.constraints.append(surrogate.fit(points, excesses, box.feature_blocks).believing(waiting))
 
     def scores(self, points: Sequence[Sequence[float]]) -> Vector:  # (point, coordinate) -> (point,)
         features = self.box.features(points)
@@ -88,6 +86,13 @@ def _modelled(told: Sequence[tuple[Coordinates, Record]]) -> list[tuple[Coordina
     best = sorted(told, key=lambda pair: pair[1].merit)[: MODELLED // 2]
     chosen = {record.number for _, record in best}
     return best + [pair for pair in told[-MODELLED // 2:] if pair[1].number not in chosen]
+
+
+def _excesses(name: str, records: Sequence[Record]) -> Vector:
+    """Of one constraint, with a bent scale; where a trial does not tell it, it was kept."""
+    known = [record.violations[name] for record in records if name in record.violations]
+    scale = float(np.median(np.abs(known))) or 1.0
+    return np.arcsinh(np.array([record.violations.get(name, -scale) / scale for record in records]))
 
 
 def _losses(records: Sequence[Record]) -> Vector:

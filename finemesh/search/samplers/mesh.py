@@ -165,9 +165,9 @@ class MeshSearch:
 
     def _outputs(self, record: Record | None) -> list[float]:
         names = self._constraint_names()
-        if record is None or record.kind != "complete":
+        if record is None or record.kind != "complete":  # what is infeasible without a loss is no centre either
             return [FAILED, *[FAILED] * len(names)]
-        return [record.loss, *[record.violations.get(name, 0.0) for name in names]]
+        return [record.loss, *[record.violations.get(name, -1.0) for name in names]]
 
     def _constraint_names(self) -> list[str]:
         return sorted({name for _, record in self.records for name in record.violations})

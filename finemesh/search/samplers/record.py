@@ -8,17 +8,22 @@ from typing import Any, Literal
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+Kind = Literal["complete", "pruned", "infeasible", "failed"]
 HUGE = 1e100  # squares of it are still numbers
 
 
 @dataclass(frozen=True)
 class Record:
-    """One told trial. `loss` is inf where it failed; of a pruned trial it is the last value that it reported."""
+    """One told trial. `loss` is inf where there is none; of a pruned trial it is the last value that it reported.
+
+    `kind` is "infeasible" where a broken constraint left the trial without a loss (out of memory); one that is complete
+    may be infeasible too.
+    """
 
     number: int
     values: Mapping[str, Any]
     distributions: Mapping[str, BaseDistribution]
-    kind: Literal["complete", "pruned", "failed"]
+    kind: Kind
     loss: float
     violations: Mapping[str, float]  # name -> at most 0 is feasible
 
@@ -34,20 +39,21 @@ class Record:
     @property
     def merit(self) -> tuple[int, float, float]:
         """Smaller is better: complete feasible ones by loss, then infeasible ones by violation, then the rest."""
-        if self.kind != "complete":
-            return (2 if self.kind == "pruned" else 3, self.loss, 0.0)
-        return (0, self.loss, 0.0) if self.feasible else (1, self.violation, self.loss)
+        if self.kind == "infeasible" or (self.kind == "complete" and not self.feasible):
+            return (1, self.violation, self.loss)
+        return ({"complete": 0, "pruned": 2, "failed": 3}[self.kind], self.loss, 0.0)
 
 
 def read(trial: FrozenTrial, sign: float) -> Record:
     """A finished trial's record; `sign` is -1 where the study maximises."""
     violations = {name: min(max(value, -HUGE), HUGE) for name, value in sorted(trial.constraints.items())}
-    kind: Literal["complete", "pruned", "failed"] = "failed"
+    kind: Kind = "failed"
     loss = math.inf
     if trial.state == TrialState.COMPLETE and trial.values is not None:
         kind, loss = "complete", sign * trial.values[0]
     elif trial.state == TrialState.PRUNED and trial.intermediate_values:
         kind, loss = "pruned", sign * trial.intermediate_values[max(trial.intermediate_values)]
     if not abs(loss) < HUGE:  # inf and NaN too
-        kind, loss = "failed", math.inf
+        broken = trial.state != TrialState.FAIL and any(value > 0 for value in violations.values())
+        kind, loss = "infeasible" if broken else "failed", math.inf
     return Record(trial.number, trial.params, trial.distributions, kind, loss, violations)

@@ -127,6 +127,19 @@ def test_only_infeasible_trials_lead_to_the_least_infeasible() -> None:
     assert min(abs(trial.params["x"] - 0.7) for trial in study.trials) < 0.02
 
 
+def test_out_of_memory_points_are_learned_as_a_constraint() -> None:
+    """Half of the space gives no loss at all, and nothing but that it is infeasible."""
+    def objective(trial: Trial) -> float:
+        x, y = trial.suggest_float("x", 0, 1), trial.suggest_float("y", 0, 1)
+        if x + y > 1:
+            trial.set_constraint("infeasible", 1.0)
+            raise optuna.TrialPruned
+        return -x - y + 0.1 * x * y
+
+    study = studied(objective, 30)
+    assert min(trial.value for trial in study.trials if trial.value is not None) < -0.93
+
+
 def test_more_workers_get_different_points_without_waiting() -> None:
     study = optuna.create_study(sampler=NomadSampler(seed=0, workers=4))
     trials = []

@@ -38,6 +38,14 @@ def test_merit_puts_feasible_before_infeasible_before_pruned_before_failed() -> 
     assert len(set(merits)) == len(merits)
 
 
+def test_out_of_memory_is_infeasible_not_failed() -> None:
+    pruned = trial(state=TrialState.PRUNED, constraints={"memory": 2.0})
+    assert (read(pruned, sign=1.0).kind, read(pruned, sign=1.0).violation) == ("infeasible", 4.0)
+    failed = trial(state=TrialState.FAIL, constraints={"memory": 2.0})
+    assert read(failed, sign=1.0).kind == "failed"
+    assert read(pruned, sign=1.0).merit < read(failed, sign=1.0).merit
+
+
 def test_the_violation_is_the_sum_of_squares_above_zero() -> None:
     record = read(trial(value=0.0, constraints={"a": 3.0, "b": -5.0, "c": 4.0}), sign=1.0)
     assert record.violation == 25.0
