@@ -3,9 +3,12 @@
 As a script it is a command that can be killed: `python fake_search.py FOLDER '{"trials": 12, "workers": 3, ...}'`.
 """
 
+import functools
 import hashlib
 import json
+import shutil
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from typing import Any
 from optuna import Study
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
+from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
 
 from finemesh.hyperparameter import choice, integer, real
@@ -86,6 +90,15 @@ class Watcher:
         self.phases.append((name, total))
 
 
+@functools.cache
+def empty_store() -> Path:
+    """Making the tables of a store takes longer than most of the searches here."""
+    path = Path(tempfile.mkdtemp()) / "empty.db"
+    storage = RDBStorage(f"sqlite:///{path}")
+    storage.engine.dispose()
+    return path
+
+
 def executor(folder: Path, workers: int = 1, **script: Any) -> LocalExecutor:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "script.json").write_text(json.dumps(script))
@@ -97,6 +110,9 @@ def search(folder: Path, trials: int, *, workers: int = 1, space: Space = SPACE,
            hours: float | None = None, steps: int = 2, observer: Any = None, finishing: bool = False,
            script: Mapping[str, Any] | None = None, **options: Any) -> list[Outcome]:
     run = RunFolder(folder)
+    run.path.mkdir(parents=True, exist_ok=True)
+    if not run.study.exists():
+        shutil.copy(empty_store(), run.study)
     observer = observer or Watcher()
     with run.locked(), executor(folder / "fake", workers, **(script or {})) as workplace:
         outcomes = run_search(space, sampler or Watching(0), Budget(trials, hours), workplace, run, seed=0, steps=steps,

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from finemesh.trial import Job, Outcome, write_json, write_outcome
+from finemesh.trial import Job, Outcome, write_outcome
 
 
 def main() -> None:
@@ -93,7 +93,9 @@ def tune(job: Job, script: dict[str, Any], request: int) -> Outcome:
         time.sleep(script.get("seconds", 0.0) * slowness)
         if step == job.steps // 2:
             die(job, script)
-        write_json(checkpoint, {"step": step + 1})
+        unfinished = checkpoint.with_suffix(".new")
+        unfinished.write_text(json.dumps({"step": step + 1}))
+        unfinished.replace(checkpoint)
         say({"id": request, "progress": {"step": step + 1, "validation_loss": loss(job)}})
     write_outcome(job.folder, outcome)
     return outcome
