@@ -37,6 +37,7 @@ def stored_spaces(record: Record) -> dict[str, dict[str, BaseDistribution]]:
     if name is None and not database.exists():
         return {}
     spaces: dict[str, dict[str, BaseDistribution]] = {}
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         study = optuna.load_study(study_name=name, storage=url if name else f"sqlite:///{database}")
         for trial in study.get_trials(deepcopy=False):
@@ -94,7 +95,6 @@ def share_of_method(record: Record) -> float | None:
 
 
 def importances(record: Record, known: Spaces) -> list[Importance]:
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     return [of_method(method, [o for o in record.scored if o.method == method], known.get(method, {}))
             for method in record.methods]
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import optuna
 import pytest
 from optuna.distributions import FloatDistribution, IntDistribution
 
@@ -150,6 +151,14 @@ def test_spaces_come_from_the_store_and_else_from_the_trials(make_run: Make) -> 
     assert 1e-5 < seen["learning_rate"].low < seen["learning_rate"].high < 1e-2  # type: ignore[attr-defined]
     assert seen["learning_rate"].log  # type: ignore[attr-defined]
     assert set(seen["targets"].choices) == {"attention", "all_linear"}  # type: ignore[attr-defined]
+
+
+def test_it_is_written_without_a_word(make_run: Make, capfd: pytest.CaptureFixture[str]) -> None:
+    run = make_run(study=True, methods=("lora",), trials=12)
+    optuna.logging.set_verbosity(optuna.logging.INFO)
+    capfd.readouterr()
+    write_report(run)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_store_that_cannot_be_read_costs_no_report(make_run: Make) -> None:
