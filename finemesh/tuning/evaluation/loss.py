@@ -15,6 +15,7 @@ from torch import nn
 
 from finemesh.tuning.data.batches import Batch, Encoded, collate
 from finemesh.tuning.evaluation.metrics import classification_metrics, regression_metrics
+from finemesh.tuning.kernels import scored_losses
 from finemesh.tuning.models import TaskName
 
 EVALUATION_TOKENS = 2048  # padded tokens of an evaluation batch
@@ -43,9 +44,11 @@ class Evaluation:
 
 def batch_losses(model: nn.Module, batch: Batch, task: TaskName) -> BatchLosses:
     if task == "instruct":
-        with _head_at(model, batch.scored):
-            logits = model(input_ids=batch.input_ids, use_cache=False).logits  # (scored, vocab)
-        losses = F.cross_entropy(logits.float(), batch.input_ids[batch.scored], reduction="none")
+        losses = scored_losses(model, batch)  # the fast way, where this model has one
+        if losses is None:
+            with _head_at(model, batch.scored):
+                logits = model(input_ids=batch.input_ids, use_cache=False).logits  # (scored, vocab)
+            losses = F.cross_entropy(logits.float(), batch.input_ids[batch.scored], reduction="none")
         return BatchLosses(losses, batch.scored.nonzero()[:, 0], None)
     outputs = _outputs(model, batch)
     rows = torch.arange(len(outputs), device=outputs.device)

@@ -1,0 +1,126 @@
+"""The losses of a Llama-type model, computed from the modules and weights that transformers and PEFT have in place.
+
+Nothing is patched or copied: this is a second way through the same modules, which knows that only losses are wanted. It is
+taken where it computes what the model itself would (`way_through` says), and no other module of a model need know of it.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel, PeftType
+from torch import nn
+
+from finemesh.tuning.data.batches import Batch
+from finemesh.tuning.kernels.attention import causal_attention
+from finemesh.tuning.kernels.head import cross_entropy
+from finemesh.tuning.kernels.packing import Rows, common_start, rows_of
+from finemesh.tuning.kernels.pointwise import rms_norm, swiglu
+from finemesh.tuning.kernels.projections import project
+
+FAMILIES = ("Llama", "Mistral", "Qwen2")  # decoders that differ in the biases of their projections only
+
+
+@dataclass(frozen=True)
+class Way:
+    """A causal model and, for prompt tuning, the wrapper that holds the trained vectors."""
+
+    model: Any
+    prompts: Any | None
+
+    def vectors(self) -> torch.Tensor | None:
+        """(virtual, width), before every row."""
+        return None if self.prompts is None else self.prompts.get_prompt(batch_size=1)[0]
+
+
+def way_through(model: nn.Module, time: int) -> Way | None:
+    """None where the model must compute its losses itself for rows of `time` positions."""
+    prompts = None
+    causal: Any = model
+    if isinstance(model, PeftModel):
+        causal = model.get_base_model()
+        if model.active_peft_config.is_prompt_learning:
+            if model.active_peft_config.peft_type != PeftType.PROMPT_TUNING:
+                return None
+            prompts = model
+            time += model.active_peft_config.num_virtual_tokens
+    family = type(causal).__name__.removesuffix("ForCausalLM")
+    if family not in FAMILIES or not type(causal).__module__.startswith("transformers.models."):
+        return None
+    return Way(causal, prompts) if _as_built(causal, family, time) else None
+
+
+def _as_built(causal: Any, family: str, time: int) -> bool:
+    """Whether every module on the way is the family's own, on the CPU, without hooks."""
+    config, decoder = causal.config, causal.model
+    window = config.sliding_window if getattr(config, "use_sliding_window", family == "Mistral") else None
+    if config.hidden_act != "silu" or config.attention_dropout or (window is not None and time > window):
+        return False
+    if type(decoder).__name__ != family + "Model" or decoder.gradient_checkpointing:
+        return False
+    head = causal.get_output_embeddings()
+    if type(head) is not nn.Linear or head.bias is not None or type(causal.get_input_embeddings()) is not nn.Embedding:
+        return False
+    if head.weight.device.type != "cpu":
+        return False
+    for layer in decoder.layers:
+        kinds = (layer, layer.self_attn, layer.mlp, layer.input_layernorm, layer.post_attention_layernorm)
+        names = ("DecoderLayer", "Attention", "MLP", "RMSNorm", "RMSNorm")
+        if any(type(module).__name__ != family + name for module, name in zip(kinds, names, strict=True)):
+            return False
+    return not any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in causal.modules())
+
+
+def scored_losses(model: nn.Module, batch: Batch) -> torch.Tensor | None:
+    """The losses of the batch's scored tokens, (scored,) float32 nats in the order of `batch.scored`.
+
+    None where the model must be asked itself. Computes in the type that autocast asks for, else in the model's.
+    """
+    way = way_through(model, batch.input_ids.size(1))
+    if way is None or batch.input_ids.device.type != "cpu":
+        return None
+    vectors = way.vectors()
+    virtual = 0 if vectors is None else len(vectors)
+    shared = 0 if _drops(way.model) else common_start(batch.input_ids, batch.lengths)
+    rows = rows_of(batch.lengths + virtual, batch.input_ids.size(1) + virtual, virtual + shared)
+    places = rows.pack[virtual:]
+    row, position = places // rows.time, places % rows.time - virtual
+    x = way.model.get_input_embeddings()(batch.input_ids[row, position])
+    if vectors is not None:
+        x = torch.cat([vectors.to(x.dtype), x])
+    wanted = batch.scored.nonzero()
+    before = rows.unpack.view(rows.batch, rows.time)[wanted[:, 0], wanted[:, 1] + virtual - 1]
+    autocast = torch.is_autocast_enabled("cpu")
+    dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
+    with torch.autocast("cpu", enabled=False):
+        hidden = _states(way.model.model, x, rows, before, dtype)
+        return cross_entropy(hidden, way.model.get_output_embeddings().weight, batch.input_ids[batch.scored])
+
+
+def _drops(model: nn.Module) -> bool:
+    """Whether dropout is on: then no two rows share a state."""
+    return any(isinstance(module, nn.Dropout) and module.training and module.p > 0 for module in model.modules())
+
+
+def _states(decoder: Any, x: torch.Tensor, rows: Rows, wanted: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The last hidden states of the `wanted` ones of the packed tokens, from their embeddings (tokens, width)."""
+    cos, sin = decoder.rotary_emb(x[None], position_ids=torch.arange(rows.time)[None])
+    half = cos.size(-1) // 2
+    cos, sin = cos[0, :, :half].to(dtype), sin[0, :, :half].to(dtype)  # the halves are equal
+    last = len(decoder.layers) - 1
+    for i, layer in enumerate(decoder.layers):
+        attention, mlp = layer.self_attn, layer.mlp
+        y = _normed(layer.input_layernorm, x, dtype)
+        q, k, v = project(y, [attention.q_proj, attention.k_proj, attention.v_proj])
+        y = causal_attention(q, k, v, cos, sin, rows, attention.head_dim, attention.scaling)
+        if i == last:  # of the last layer nothing else is looked at
+            x, y = x.index_select(0, wanted), y.index_select(0, wanted)
+        (x,) = project(y, [attention.o_proj], x)
+        y = _normed(layer.post_attention_layernorm, x, dtype)
+        gate, up = project(y, [mlp.gate_proj, mlp.up_proj])
+        (x,) = project(swiglu(gate, up), [mlp.down_proj], x)
+    return _normed(decoder.norm, x, dtype)
+
+
+def _normed(norm: Any, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return rms_norm(x, norm.weight, norm.variance_epsilon, dtype)

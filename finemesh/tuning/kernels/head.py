@@ -1,0 +1,60 @@
+"""Cross-entropy of a vocabulary head, chunk by chunk: the logits of a chunk are gone before the next one's are there.
+
+loss_i = -log softmax(W h_i)[t_i], and with p_i = softmax(W h_i) - onehot(t_i): dh_i = g_i W^T p_i, dW = sum_i g_i p_i h_i^T,
+where g_i is the gradient that reaches loss_i. A frozen head's dh_i / g_i is computed beside the loss, while p_i is at hand.
+"""
+
+from typing import Any
+
+import torch
+from torch.autograd import Function
+
+CHUNK = 256  # positions
+
+
+def cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """hidden (scored, width), weight (vocab, width), targets (scored,) -> losses (scored,) float32, nats."""
+    losses: torch.Tensor = _CrossEntropy.apply(hidden, weight, targets)
+    return losses
+
+
+class _CrossEntropy(Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        needs_hidden, trained, _ = ctx.needs_input_grad
+        head = weight.to(hidden.dtype)
+        losses = torch.empty(len(hidden))
+        d_hidden = torch.empty_like(hidden) if needs_hidden and not trained else None
+        errors = []
+        for start in range(0, len(hidden), CHUNK):
+            part = slice(start, start + CHUNK)
+            target = targets[part, None]
+            log_p = torch.log_softmax(hidden[part] @ head.t(), -1, dtype=torch.float32)
+            losses[part] = -log_p.gather(1, target)[:, 0]
+            if not (needs_hidden or trained):
+                continue
+            error = torch.exp(log_p, out=hidden.new_empty(log_p.shape))  # p
+            error.scatter_add_(1, target, error.new_full(target.shape, -1))
+            if d_hidden is None:
+                errors.append(error)
+            else:
+                d_hidden[part] = error @ head
+        ctx.save_for_backward(d_hidden, hidden, head, *errors)
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+        d_hidden, hidden, head, *errors = ctx.saved_tensors
+        g = g.to(hidden.dtype)[:, None]
+        if d_hidden is not None:
+            return d_hidden * g, None, None
+        if not errors:
+            return None, None, None
+        d_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        d_head = torch.zeros_like(head, dtype=torch.float32)
+        for i, error in enumerate(errors):
+            part = slice(i * CHUNK, i * CHUNK + len(error))
+            if d_hidden is not None:
+                d_hidden[part] = (error @ head) * g[part]
+            d_head += error.t() @ (hidden[part] * g[part])
+        return d_hidden, d_head, None
