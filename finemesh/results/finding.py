@@ -14,9 +14,10 @@ def headline(record: Record) -> str:
     winner, untuned = rows["winner"], rows.get("untuned")
     if untuned is None:
         return f"{winner.method} wins with a test loss of {words.loss(winner.loss)}"
-    if winner.overlaps(untuned):
+    sure = untuned.compared(winner)
+    if sure == 0:
         return "No fine-tuning that is surely better than none"
-    change = "brings" if (winner.loss or 0.0) < (untuned.loss or 0.0) else "raises"
+    change = "brings" if sure > 0 else "raises"
     return f"{winner.method} {change} the test loss from {words.loss(untuned.loss)} to {words.loss(winner.loss)}"
 
 
@@ -32,20 +33,26 @@ def finding(record: Record) -> str:
     text = f"{winner.method} with {winner.settings} is the best fine-tuning found: its loss on rows that the search " \
            f"never saw is {words.loss(winner.loss)} (95 % interval {words.interval(winner.result)})"
     text += f", against {words.loss(untuned.loss)} for the untuned model." if untuned else "."
-    if untuned and winner.overlaps(untuned):
-        text += " The two intervals overlap: whether fine-tuning helps at all cannot be told from this test split."
+    if untuned:
+        text += {1: difference(untuned), 0: " Whether fine-tuning helps at all cannot be told from this test split.",
+                 -1: " The untuned model does better."}[untuned.compared(winner)]
     if best_reference is not None:
-        text += compared(winner, best_reference)
+        text += against(winner, best_reference)
     return text
 
 
-def compared(winner: Row, reference: Row) -> str:
+def difference(row: Row) -> str:
+    above = row.above_winner
+    return "" if above is None else f" Row by row that is lower by {words.loss(above['loss'])} ({words.interval(above)})."
+
+
+def against(winner: Row, reference: Row) -> str:
     name = f"the best reference settings ({reference.method}, {words.loss(reference.loss)})"
-    if winner.overlaps(reference):
-        return f" It cannot be told apart from {name}: their intervals overlap."
-    if (winner.loss or 0.0) < (reference.loss or 0.0):
-        return f" It also beats {name}: their intervals do not overlap."
-    return f" But {name} do better: their intervals do not overlap."
+    how = "compared row by row" if reference.above_winner is not None else "by their intervals"
+    sure = reference.compared(winner)
+    if sure == 0:
+        return f" It cannot be told apart from {name}, {how}."
+    return f" It also beats {name}, {how}." if sure > 0 else f" But {name} do better, {how}."
 
 
 def without_winner(record: Record) -> str:

@@ -33,12 +33,24 @@ class Row:
     def loss(self) -> float | None:
         return self.result.get("loss")
 
-    def overlaps(self, other: "Row") -> bool:
-        """Whether the intervals of the two share a value; False where one has none."""
-        low, high, other_low, other_high = (row.result.get(end) for row in (self, other) for end in ("low", "high"))
-        if low is None or high is None or other_low is None or other_high is None:
-            return False
-        return bool(low <= other_high and other_low <= high)
+    @property
+    def above_winner(self) -> Result | None:
+        """How much higher its loss is than the winner's, with an interval over the same rows; None where not measured.
+
+        Rows differ much more than models do, so this tells apart what the two models' own intervals cannot.
+        """
+        return self.result.get("above_winner")
+
+    def compared(self, winner: "Row") -> int:
+        """1 where the winner is surely better, -1 where it is surely worse, 0 where it cannot be told."""
+        if self.above_winner is not None:
+            low, high = self.above_winner["low"], self.above_winner["high"]
+        else:
+            ends = [row.result.get(end) for row in (self, winner) for end in ("low", "high")]
+            if None in ends:
+                return 0
+            low, high = ends[0] - ends[3], ends[1] - ends[2]  # type: ignore[operator]
+        return 1 if low > 0 else -1 if high < 0 else 0
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,19 @@ def test_a_winner_within_the_untuned_interval_proves_nothing(make_run: Make) -> 
     assert "cannot be told from this test split" in " ".join(printed(print_summary, run).split())
 
 
+def test_a_difference_over_the_same_rows_tells_more_than_two_intervals(make_run: Make) -> None:
+    run = make_run(gain=0.01)
+    finish = json.loads((run / "finish.json").read_text())
+    finish["untuned"] |= {"low": 1.0, "high": 4.0, "above_winner": {"loss": 0.7654, "low": 0.6, "high": 0.9}}
+    for result in finish["reference"].values():
+        result["above_winner"] = {"loss": 0.01, "low": 0.004, "high": 0.02}
+    (run / "finish.json").write_text(json.dumps(finish))
+    text = " ".join(printed(print_summary, run).split())
+    assert "Row by row that is lower by 0.765 (0.600 to 0.900)." in text
+    assert "also beats the best reference settings" in text
+    assert "compared row by row" in text
+
+
 def test_metrics_are_shown_where_the_task_has_them(make_run: Make) -> None:
     run = make_run(task="classify")
     for width in (120, 80, 40):
