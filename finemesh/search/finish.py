@@ -50,7 +50,7 @@ def finish(
         winner = best_of({number: [ended[job.folder] for job in jobs] for number, jobs in plan.leading.items()})
         groups = {name: [job.folder for job in jobs if ended[job.folder].state == "complete"]
                   for name, jobs in (plan.measured | {WINNER: plan.leading[winner]}).items()}
-        results = tested(executor, run, groups, observer)
+        results = tested(executor, run, groups, WINNER, observer)
         best = min(groups[WINNER], key=lambda folder: ended[folder].validation_loss or math.inf)
         document = {
             "untuned": results["untuned"],

@@ -16,17 +16,42 @@ def interval(row_losses: Sequence[Sequence[float]], row_weights: Sequence[float]
     A run's loss is sum(weights * losses) / sum(weights), the loss the mean over the runs. Both the rows and the runs
     (one a seed) are drawn with replacement.
     """
-    losses, weights = np.asarray(row_losses, dtype=float), np.asarray(row_weights, dtype=float)  # (runs, rows), (rows,)
-    runs, rows = losses.shape
+    [means] = _resampled([row_losses], row_weights, seed)
+    return _bounds(_loss(row_losses, row_weights), means)
+
+
+def difference(row_losses: Sequence[Sequence[float]], others: Sequence[Sequence[float]], row_weights: Sequence[float], *,
+               seed: int = 0) -> dict[str, float]:
+    """By how much the loss is above that of `others`: the same rows are drawn for both, the runs of each by themselves.
+
+    Rows that are hard are hard for both, so this tells two models apart that two intervals do not.
+    """
+    means, other_means = _resampled([row_losses, others], row_weights, seed)
+    return _bounds(_loss(row_losses, row_weights) - _loss(others, row_weights), means - other_means)
+
+
+def _loss(row_losses: Sequence[Sequence[float]], row_weights: Sequence[float]) -> float:
+    losses, weights = np.asarray(row_losses, dtype=float), np.asarray(row_weights, dtype=float)
+    return float(((losses @ weights) / weights.sum()).mean())
+
+
+def _resampled(groups: Sequence[Sequence[Sequence[float]]], row_weights: Sequence[float], seed: int) -> list[Any]:
+    """The mean loss of each group of runs in every resample, (resamples,) each."""
+    weights = np.asarray(row_weights, dtype=float)  # (rows,)
+    sums = [np.asarray(losses, dtype=float) * weights for losses in groups]  # (runs, rows) each
     random: Any = np.random.default_rng(seed)
-    sums = losses * weights  # (runs, rows)
-    means = []
+    means: list[list[Any]] = [[] for _ in groups]
     for start in range(0, RESAMPLES, CHUNK):
         size = min(CHUNK, RESAMPLES - start)
-        row_counts = random.multinomial(rows, np.full(rows, 1 / rows), size=size)  # (size, rows)
-        run_shares = random.multinomial(runs, np.full(runs, 1 / runs), size=size) / runs  # (size, runs)
-        by_run = (row_counts @ sums.T) / np.maximum(row_counts @ weights, 1e-12)[:, None]  # (size, runs)
-        means.append((run_shares * by_run).sum(axis=1))
-    low, high = np.quantile(np.concatenate(means), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    loss = float((sums.sum(axis=1) / weights.sum()).mean())
+        row_counts = random.multinomial(len(weights), np.full(len(weights), 1 / len(weights)), size=size)  # (size, rows)
+        drawn = np.maximum(row_counts @ weights, 1e-12)[:, None]
+        for found, group in zip(means, sums, strict=True):
+            runs = len(group)
+            run_shares = random.multinomial(runs, np.full(runs, 1 / runs), size=size) / runs  # (size, runs)
+            found.append((run_shares * (row_counts @ group.T) / drawn).sum(axis=1))
+    return [np.concatenate(found) for found in means]
+
+
+def _bounds(loss: float, means: Any) -> dict[str, float]:
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return {"loss": loss, "low": float(low), "high": float(high)}

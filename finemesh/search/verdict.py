@@ -8,7 +8,7 @@ from typing import Any
 
 from finemesh.run import RunFolder
 from finemesh.search.executors.base import Executor
-from finemesh.search.intervals import interval
+from finemesh.search.intervals import difference, interval
 from finemesh.search.observer import Observer
 from finemesh.trial import read_outcome, write_json
 
@@ -16,9 +16,10 @@ UNTUNED = "untuned"
 Result = dict[str, Any]  # loss, low, high, metrics; nulls and an error where it could not be measured
 
 
-def tested(executor: Executor, run: RunFolder, folders: Mapping[str, Sequence[Path]],
+def tested(executor: Executor, run: RunFolder, folders: Mapping[str, Sequence[Path]], winner: str,
            observer: Observer) -> dict[str, Result]:
-    """By name, the result over that name's runs (one a seed), and of the untuned model."""
+    """By name, the result over that name's runs (one a seed), and of the untuned model; all but the winner's with
+    `above_winner`, the difference over the same rows."""
     runs = {UNTUNED: [run.untuned], **folders}
     distinct = list(dict.fromkeys(folder for group in runs.values() for folder in group))
     evaluations = {folder: _kept(folder) for folder in distinct}
@@ -32,7 +33,8 @@ def tested(executor: Executor, run: RunFolder, folders: Mapping[str, Sequence[Pa
         if "error" not in reply:
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / "evaluated.json", reply)
-    return {name: _result([evaluations[folder] or {} for folder in group]) for name, group in runs.items()}
+    groups = {name: _measured([evaluations[folder] or {} for folder in group]) for name, group in runs.items()}
+    return {name: _result(group, [] if name == winner else groups[winner]) for name, group in groups.items()}
 
 
 def answered(executor: Executor, folder: Path, rows: int) -> list[dict[str, str]]:
@@ -65,12 +67,24 @@ def _replies(executor: Executor, count: int) -> list[tuple[int, dict[str, Any]]]
     return replies
 
 
-def _result(evaluations: Sequence[Mapping[str, Any]]) -> Result:
-    measured = [evaluation for evaluation in evaluations if "row_losses" in evaluation]
-    if not measured:
-        error = next((evaluation["error"] for evaluation in evaluations if "error" in evaluation), "no run succeeded")
+def _measured(evaluations: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Those that are measurements, or else the failures."""
+    return [evaluation for evaluation in evaluations if "row_losses" in evaluation] or list(evaluations)
+
+
+def _result(measured: Sequence[Mapping[str, Any]], winner: Sequence[Mapping[str, Any]]) -> Result:
+    losses, weights = _losses(measured)
+    if not losses:
+        error = next((evaluation["error"] for evaluation in measured if "error" in evaluation), "no run succeeded")
         return {"loss": None, "low": None, "high": None, "metrics": {}, "error": error}
-    bounds = interval([evaluation["row_losses"] for evaluation in measured], measured[0]["row_weights"])
     metrics = {name: fmean(evaluation["metrics"][name] for evaluation in measured)
                for name in measured[0].get("metrics", {})}
-    return bounds | {"metrics": metrics}
+    result = interval(losses, weights) | {"metrics": metrics}
+    others, _ = _losses(winner)
+    return result | {"above_winner": difference(losses, others, weights)} if others else result
+
+
+def _losses(evaluations: Sequence[Mapping[str, Any]]) -> tuple[list[Sequence[float]], Sequence[float]]:
+    """row_losses of each run, and the rows' weights."""
+    found = [evaluation for evaluation in evaluations if "row_losses" in evaluation]
+    return [evaluation["row_losses"] for evaluation in found], found[0]["row_weights"] if found else []

@@ -132,7 +132,8 @@ class Blackbox:
 
     def answer(self, method: str, hyperparameters: Point, folder: Path, rows: int) -> list[dict[str, str]]:
         """Test prompts with the given answer, the untuned model's and the tuned one's (greedy)."""
-        examples = [example for example in self.test.examples if isinstance(example, Dialogue)][:rows]
+        asked = {example.prompt: example for example in reversed(self.test.examples) if isinstance(example, Dialogue)}
+        examples = list(reversed(asked.values()))[:rows]  # each question once
         before = answers(self.exact_model, self.tokenizer, examples, self.task.max_length)
         tuned = METHODS[method].load(self.exact_model, folder / "adapter")
         try:

@@ -141,6 +141,7 @@ def _head(task: TaskName, labels: Sequence[str]) -> dict[str, Any]:
 
 def _in_package(name: str) -> ModelSource:
     package = name.removeprefix("package:").replace("-", "_")
+    public = f"package:{package.replace('_', '-')}"
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
         raise InputError(f"model: the package {package!r} is not installed. Install it "
@@ -148,11 +149,11 @@ def _in_package(name: str) -> ModelSource:
     root = Path(spec.submodule_search_locations[0])
     folders = sorted(path.parent for path in root.rglob("config.json") if list(path.parent.glob("*.safetensors")))
     if folders:
-        return ModelSource(name, str(folders[0]), name)
+        return ModelSource(name, str(folders[0]), public)
     files = sorted(root.rglob("*.gguf"))
     if not files:
         raise InputError(f"model: the package {package!r} carries neither a .gguf file nor a folder with safetensors.")
-    return ModelSource(name, str(_converted(files[0])), name)
+    return ModelSource(name, str(_converted(files[0])), public)
 
 
 def _converted(file: Path) -> Path:

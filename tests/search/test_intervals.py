@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from finemesh.search.intervals import interval
+from finemesh.search.intervals import difference, interval
 
 
 def test_the_loss_is_the_mean_over_runs_of_the_mean_over_tokens() -> None:
@@ -37,3 +37,18 @@ def test_seeds_that_differ_widen_it() -> None:
     near, far = (interval([(rows + shift).tolist() for shift in shifts], [1] * 100)
                  for shifts in ((0.0, 0.0, 0.0), (-0.5, 0.0, 0.5)))
     assert far["high"] - far["low"] > 5 * (near["high"] - near["low"])
+
+
+def test_a_difference_over_the_same_rows_is_surer_than_two_intervals() -> None:
+    rows = np.random.default_rng(4).normal(2, 1, 100)
+    better, worse = [rows.tolist()], [(rows + 0.1).tolist()]
+    found = difference(worse, better, [1] * 100)
+    assert found["loss"] == pytest.approx(0.1)
+    assert 0.09 < found["low"] <= found["high"] < 0.11
+    assert interval(better, [1] * 100)["high"] > interval(worse, [1] * 100)["low"]
+
+
+def test_a_difference_weighs_rows_and_runs_as_the_losses_do() -> None:
+    one, other, weights = [[1.0, 2.0], [3.0, 5.0]], [[1.0, 1.0]], [1, 3]
+    assert difference(one, other, weights)["loss"] == pytest.approx(
+        interval(one, weights)["loss"] - interval(other, weights)["loss"])
