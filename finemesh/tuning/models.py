@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -176,7 +177,8 @@ def _converted(file: Path) -> Path:
 def _convert(file: Path, folder: Path) -> None:
     draft = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stderr(nowhere):  # a bar that cannot be turned off
+            loaded = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
         config = type(loaded.config).from_dict({k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"})
         fresh = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # a model loaded from GGUF does not save
         fresh.load_state_dict(loaded.state_dict())
