@@ -1,9 +1,11 @@
 """Causal attention with rotary positions over packed rows, as a few batched matrix products.
 
-S = scale Q K^T (causal), P = softmax(S), O = P V;  dV = P^T dO, dP = dO V^T, dS = P (dP - rowsum(dP P)), dQ = dS K, dK = dS^T Q.
-On processors this is three times as fast as the flash kernel in bfloat16 (facts in LOG.md): the probabilities of a
-fine-tuning batch are small, and keeping them saves computing them again. Queries go in blocks that see only keys up to their
-end, so half of the masked work is never done. Queries that share a key head are rows of one product.
+S = scale Q K^T (causal), P = softmax(S), O = P V
+dV = P^T dO, dP = dO V^T, dS = P (dP - rowsum(dP P)), dQ = dS K, dK = dS^T Q
+
+On processors this is three times as fast as torch's flash kernel in bfloat16 (LOG.md): the probabilities of a fine-tuning
+batch are small, and keeping them saves computing them again. Queries go in blocks that see only keys up to their end, so
+most of what the mask would hide is never computed. Queries that share a key head are rows of one product.
 """
 
 from collections.abc import Iterator
@@ -50,7 +52,7 @@ class _Attention(Function):
         return rows.gather(_by_token(outputs, rows, group))
 
     @staticmethod
-    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         queries, keys, values, cos, sin, *kept = ctx.saved_tensors
         rows, group, scale = ctx.rows, ctx.group, ctx.scale
         d_outputs = _by_head(rows.spread_gradient(dy), keys.size(0) // rows.batch, group).reshape(queries.shape)

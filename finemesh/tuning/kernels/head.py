@@ -43,7 +43,7 @@ class _CrossEntropy(Function):
         return losses
 
     @staticmethod
-    def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         d_hidden, hidden, head, *errors = ctx.saved_tensors
         g = g.to(hidden.dtype)[:, None]
         if d_hidden is not None:

@@ -19,7 +19,7 @@ class _RmsNorm(Function):
         return y.mul_(weight) if y.dtype == weight.dtype else (y * weight).to(dtype)
 
     @staticmethod
-    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight, inverse = ctx.saved_tensors
         normal = x.float() * inverse
         dweight = (dy * normal).sum(0) if ctx.needs_input_grad[1] else None
@@ -39,7 +39,7 @@ class _SwiGlu(Function):
         return F.silu(gate).mul_(up)
 
     @staticmethod
-    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         gate, up = ctx.saved_tensors
         return torch.ops.aten.silu_backward(dy * up, gate), F.silu(gate).mul_(dy)
 

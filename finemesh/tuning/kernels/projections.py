@@ -39,7 +39,7 @@ def project(x: torch.Tensor, layers: Sequence[nn.Module], residual: torch.Tensor
     together = not any(part is None or (part[1] and part[1].dropout) for part in parts)
     fused = residual if together and residual is not None and residual.dtype == x.dtype else None
     outputs = _together(x, parts, fused) if together else [_one(x, layer) for layer in layers]
-    return outputs if residual is fused else [outputs[0] + residual]
+    return outputs if residual is None or fused is not None else [outputs[0] + residual]
 
 
 def _together(x: torch.Tensor, parts: Sequence[_Parts | None], residual: torch.Tensor | None) -> list[torch.Tensor]:
@@ -108,7 +108,7 @@ class _Projections(Function):
         return tuple(outputs)
 
     @staticmethod
-    def backward(ctx: Any, *dys: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *dys: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, down, low, *rest = ctx.saved_tensors
         count = len(dys)
         weights, ups = rest[:count], rest[count:]
@@ -118,7 +118,7 @@ class _Projections(Function):
         dx: torch.Tensor | None = None
         at = 0
         for i, (dy, weight, up) in enumerate(zip(dys, weights, ups, strict=True)):
-            needs_weight, needs_bias, needs_down, needs_up = needs[4 * i:4 * i + 4]
+            needs_weight, needs_bias, _, needs_up = needs[4 * i:4 * i + 4]
             d_up = None
             if up is not None:
                 d_lows.append(dy @ up)
