@@ -25,7 +25,7 @@ FRAME = 0.2  # of a range: the first frame size
 SMALLEST_FRAME = 2  # grid steps of a continuous dimension
 FAILED = 1e20  # how a failure is observed; it never enters the cache
 SEEDS = 10_000  # NOMAD draws as many random numbers to set a seed
-QUADRATIC = "yes"
+QUADRATIC = 100  # points, up to which NOMAD's quadratic models are worth their time beside the surrogate
 CACHED = 200  # points that NOMAD is given: the best and the latest
 EMPTY_ITERATIONS = 8  # in a row, all of whose points were known
 
@@ -188,9 +188,11 @@ class MeshSearch:
     def _parameters(self) -> list[str]:
         dimensions = self.box.dimensions
         types = ["B" if steps == 1 else "I" for steps in self._steps]
+        quadratic = "yes" if len(self.records) < QUADRATIC else "no"
         outputs = ["OBJ", *["PB"] * len(self._constraint_names())]
         return [f"DIMENSION {len(dimensions)}", "LOWER_BOUND * 0", f"UPPER_BOUND {_vector(self._steps)}",
-                f"BB_INPUT_TYPE {_vector(types)}", f"BB_OUTPUT_TYPE {' '.join(outputs)}", "DIRECTION_TYPE ORTHO 2N", f"QUAD_MODEL_SEARCH {QUADRATIC}",
+                f"BB_INPUT_TYPE {_vector(types)}", f"BB_OUTPUT_TYPE {' '.join(outputs)}",
+                "DIRECTION_TYPE ORTHO 2N", f"QUAD_MODEL_SEARCH {quadratic}",
                 f"INITIAL_FRAME_SIZE {_vector(self._frame)}", *filter(None, [self._barrier])]
 
 
