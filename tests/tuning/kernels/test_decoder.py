@@ -181,8 +181,8 @@ def test_nothing_is_left_on_the_model() -> None:
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
-def test_in_bfloat16_twenty_steps_follow_those_in_float32(method: str) -> None:
+@pytest.mark.parametrize(("method", "rate"), [("lora", 1e-3), ("full", 3e-3)])
+def test_in_bfloat16_twenty_steps_follow_those_in_float32(method: str, rate: float) -> None:
     curves = []
     for half in (False, True):
         tuned, batch = prepared("llama", method)
@@ -190,7 +190,7 @@ def test_in_bfloat16_twenty_steps_follow_those_in_float32(method: str) -> None:
             for name, parameter in tuned.named_parameters():
                 if "lora_" not in name:
                     parameter.data = parameter.data.bfloat16()
-        optimizer = torch.optim.AdamW([p for p in tuned.parameters() if p.requires_grad], lr=1e-2)
+        optimizer = torch.optim.AdamW([p for p in tuned.parameters() if p.requires_grad], lr=rate)
         curve = []
         for _ in range(20):
             optimizer.zero_grad()
@@ -202,5 +202,5 @@ def test_in_bfloat16_twenty_steps_follow_those_in_float32(method: str) -> None:
             optimizer.step()
             curve.append(float(losses.detach().mean()))
         curves.append(curve)
-    assert curves[0][-1] < 0.9 * curves[0][0]
-    assert curves[1] == pytest.approx(curves[0], rel=0.01)
+    assert curves[0][-1] < 0.95 * curves[0][0]
+    assert curves[1] == pytest.approx(curves[0], rel=0.005)
