@@ -15,14 +15,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from optuna.distributions import IntDistribution
 
-from finemesh.search.samplers.encoding import Box, Coordinates
+from finemesh.search.samplers.encoding import Box, Coordinates, Dimension
 from finemesh.search.samplers.nomad_process import NomadProcess
 from finemesh.search.samplers.record import Record
 
 GRID = 1000  # steps of a continuous dimension: NOMAD's suggestions lose the frame size of a real variable
 FRAME = 0.2  # of a range: the first frame size
-SMALLEST_FRAME = 2  # grid steps of a continuous dimension
+SMALLEST_FRAME = 2.0  # grid steps of a continuous dimension
 FAILED = 1e20  # how a failure is observed; it never enters the cache
 SEEDS = 10_000  # NOMAD draws as many random numbers to set a seed
 QUADRATIC = 100  # points, up to which NOMAD's quadratic models are worth their time beside the surrogate
@@ -38,7 +39,8 @@ class MeshSearch:
         self.seed = seed
         self.records: list[tuple[Coordinates, Record]] = []
         self.known: dict[Coordinates, Record | None] = {}  # None: asked, not told yet
-        self.best: Record | None = None
+        self.best: Record | None = None  # outside the converged searches
+        self._constraints: tuple[str, ...] = ()
         self._steps = [GRID if d.size is None else d.size - 1 for d in box.dimensions]  # of NOMAD's grid
         self._frame: tuple[float, ...] = self._first_frame()
         self._barrier = ""
@@ -75,12 +77,14 @@ class MeshSearch:
         if former is None or record.merit < former.merit:
             self.known[point] = record
         self.records.append((point, record))
-        if self.best is None or record.merit < self.best.merit:
+        if not record.violations.keys() <= set(self._constraints):
+            self._constraints = tuple(sorted({*self._constraints, *record.violations}))
+        if (self.best is None or record.merit < self.best.merit) and self._is_free(point):
             self.best = record
 
     def open_points(self, process: NomadProcess) -> list[Coordinates]:
         """Points of NOMAD's that may be handed out now; none while the last ones of an iteration are being run."""
-        if self.exhausted or not self._cache():
+        if self.exhausted or not any(record.kind == "complete" for _, record in self.records):
             return []
         for _ in range(EMPTY_ITERATIONS):
             if not self._over():
@@ -136,16 +140,17 @@ class MeshSearch:
             self._barrier = f"H_MAX_0 {text}"
 
     def _converged(self) -> bool:
-        limits = [SMALLEST_FRAME if d.size is None else 1 for d in self.box.dimensions]
-        return all(size <= limit for size, limit in zip(self._frame, limits, strict=True)) and \
+        return all(size <= _smallest_frame(d) for d, size in zip(self.box.dimensions, self._frame, strict=True)) and \
             all(self.known.get(point) is not None for _, point in self._points)
 
     def _restart(self) -> None:
         free = [(point, record) for point, record in self.records if record.kind == "complete" and self._is_free(point)]
         if free:
             self._centres.append(min(free, key=_merit)[0])
-        else:
-            self._centres.clear()
+        if not any(self._is_free(point) for point, _ in free):
+            self._centres.clear()  # everything known is near a former centre: begin again with the best
+        self.best = min((record for point, record in self.records if self._is_free(point)),
+                        key=lambda record: record.merit, default=None)
         self._frame, self._barrier = self._first_frame(), ""
 
     def _is_free(self, point: Coordinates) -> bool:
@@ -165,13 +170,9 @@ class MeshSearch:
         return [(list(point), self._outputs(record)) for point, record in once.items()]
 
     def _outputs(self, record: Record | None) -> list[float]:
-        names = self._constraint_names()
         if record is None or record.kind != "complete":  # what is infeasible without a loss is no centre either
-            return [FAILED, *[FAILED] * len(names)]
-        return [record.loss, *[record.violations.get(name, -1.0) for name in names]]
-
-    def _constraint_names(self) -> list[str]:
-        return sorted({name for _, record in self.records for name in record.violations})
+            return [FAILED, *[FAILED] * len(self._constraints)]
+        return [record.loss, *[record.violations.get(name, -1.0) for name in self._constraints]]
 
     def _ours(self, point: Sequence[float]) -> Coordinates:
         """NOMAD's coordinates, grid steps all of them, as ours."""
@@ -189,11 +190,21 @@ class MeshSearch:
         dimensions = self.box.dimensions
         types = ["B" if steps == 1 else "I" for steps in self._steps]
         quadratic = "yes" if len(self.records) < QUADRATIC else "no"
-        outputs = ["OBJ", *["PB"] * len(self._constraint_names())]
+        outputs = ["OBJ", *["PB"] * len(self._constraints)]
         return [f"DIMENSION {len(dimensions)}", "LOWER_BOUND * 0", f"UPPER_BOUND {_vector(self._steps)}",
                 f"BB_INPUT_TYPE {_vector(types)}", f"BB_OUTPUT_TYPE {' '.join(outputs)}",
                 "DIRECTION_TYPE ORTHO 2N", f"QUAD_MODEL_SEARCH {quadratic}",
                 f"INITIAL_FRAME_SIZE {_vector(self._frame)}", *filter(None, [self._barrier])]
+
+
+def _smallest_frame(dimension: Dimension) -> float:
+    """In steps of NOMAD's grid; half of what tells the two largest values apart, for a logarithmic integer."""
+    if dimension.size is not None:
+        return 1.0
+    if isinstance(dimension.distribution, IntDistribution):
+        low, high = dimension.distribution.low, dimension.distribution.high
+        return max(SMALLEST_FRAME, GRID / 2 * math.log(high / (high - 1)) / math.log(high / low))
+    return SMALLEST_FRAME
 
 
 def _merit(pair: tuple[Coordinates, Record]) -> tuple[int, float, float]:
