@@ -60,11 +60,13 @@ class Blackbox:
         torch.set_num_threads(task.threads)
         self.task = task
         self.tokenizer = load_tokenizer(task.source)
-        self.accelerator = Accelerator(mixed_precision=task.precision.mixed_precision)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.train, self.validation = self._split("train"), self._split("validation")
         self._model: PreTrainedModel | None = None
         if look_only:
             return
+        self.accelerator = Accelerator(mixed_precision=task.precision.mixed_precision)
+        self.device = self.accelerator.device
         self.base_validation_loss = self._evaluate(self.model, self.validation.rows).loss
         with PeakMemory() as memory:
             self.base_memory_mb = memory.base_mb
@@ -120,13 +122,13 @@ class Blackbox:
         """The reloaded adapter's losses on a split; the untuned model's where `method` is None."""
         rows = {"validation": self.validation, "test": self.test}[split] if split != "train" else self.train
         if method is None or folder is None:
-            return evaluate(self.exact_model, rows.rows, self.task.task, self._pad_id, self.accelerator.device)
+            return evaluate(self.exact_model, rows.rows, self.task.task, self._pad_id, self.device)
         plug = METHODS[method]
         shaped = self._shaped(plug, rows, hyperparameters, training=False)
         tuned = plug.load(self.exact_model, folder / "adapter")
         try:
-            return evaluate(tuned.to(self.accelerator.device), shaped, self.task.task, self._pad_id,
-                            self.accelerator.device)
+            return evaluate(tuned.to(self.device), shaped, self.task.task, self._pad_id,
+                            self.device)
         finally:
             self._release_exact(tuned)
 
@@ -149,7 +151,7 @@ class Blackbox:
             raise ValueError(reason)
         with PeakMemory() as memory:
             torch.manual_seed(job.seed)
-            tuned = method.prepare(self.model, job.hyperparameters, self.context(job.seed)).to(self.accelerator.device)
+            tuned = method.prepare(self.model, job.hyperparameters, self.context(job.seed)).to(self.device)
             trainable = sum(p.numel() for p in tuned.parameters() if p.requires_grad)
             numbers: dict[str, Any] = {"trainable_parameters": trainable}
             self._check(base, job, numbers)
@@ -208,7 +210,7 @@ class Blackbox:
 
     def _evaluate(self, model: nn.Module, rows: tuple[Encoded, ...]) -> Evaluation:
         with self.accelerator.autocast():
-            return evaluate(model, rows, self.task.task, self._pad_id, self.accelerator.device)
+            return evaluate(model, rows, self.task.task, self._pad_id, self.device)
 
     def _shaped(self, method: Method, split: Split, point: Point, *, training: bool) -> tuple[Encoded, ...]:
         return tuple(method.shape(split.examples, split.rows, point, self.context(self.task.seed), training=training))
@@ -229,7 +231,7 @@ class Blackbox:
     def _load(self, dtype: torch.dtype) -> PreTrainedModel:
         task = self.task
         return load_model(task.source, task.task, labels=task.labels, dtype=dtype, head_seed=task.seed,
-                          pad_id=self._pad_id).to(self.accelerator.device)
+                          pad_id=self._pad_id).to(self.device)
 
     def _release_exact(self, tuned: nn.Module) -> None:
         if tuned is self.exact_model or any(m is self.exact_model for m in tuned.modules()):

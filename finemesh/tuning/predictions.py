@@ -42,6 +42,6 @@ def predictions(task: Task, method: str, hyperparameters: Mapping[str, Any], fol
                 raise InputError(f"{example.place}: there is no text in this row")
         shaped = plug.shape(part, [row for row in rows if row], hyperparameters, box.context(task.seed), training=False)
         with torch.no_grad():
-            outputs = predict_outputs(tuned, shaped, pad_id, box.accelerator.device)
+            outputs = predict_outputs(tuned, shaped, pad_id, box.device)
         for output in outputs:
             yield task.labels[max(range(len(output)), key=output.__getitem__)] if task.labels else f"{output[0]:.6g}"

@@ -28,7 +28,7 @@ def main(task_file: Path) -> None:
         _say(replies, {"refused": str(error)})
         return
     _say(replies, {"ready": {"base_memory_mb": blackbox.base_memory_mb, "untuned_loss": blackbox.base_validation_loss,
-                             "device": str(blackbox.accelerator.device)}})
+                             "device": str(blackbox.device)}})
     while True:
         request = requests.get()
         number = request["id"]

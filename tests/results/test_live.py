@@ -94,7 +94,7 @@ def test_time_left_is_the_pace_of_this_phase() -> None:
 
 def shown(display: Display, width: int) -> list[str]:
     stream = io.StringIO()
-    Console(file=stream, width=width, color_system=None, force_terminal=True).print(display)
+    Console(file=stream, width=width, color_system=None, force_terminal=True, _environ={"TERM": "xterm"}).print(display)
     return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stream.getvalue()).splitlines()
 
 

@@ -49,7 +49,7 @@ def test_tunes_evaluates_answers_and_ends_with_its_input(task, tmp_path):
             while replies[-1].get("id") != number or "progress" in replies[-1]:
                 replies.append(json.loads(worker.stdout.readline()))
         worker.stdin.close()
-        assert worker.wait(10) == 0
+        assert worker.wait(60) == 0
         assert worker.stdout.read() == ""
     assert replies[0]["ready"]["base_memory_mb"] > 0
     assert [reply["progress"]["step"] for reply in replies if "progress" in reply] == [0, 1, 2]
