@@ -230,8 +230,9 @@ class Blackbox:
 
     def _load(self, dtype: torch.dtype) -> PreTrainedModel:
         task = self.task
-        return load_model(task.source, task.task, labels=task.labels, dtype=dtype, head_seed=task.seed,
-                          pad_id=self._pad_id).to(self.device)
+        model: Any = load_model(task.source, task.task, labels=task.labels, dtype=dtype, head_seed=task.seed, pad_id=self._pad_id)
+        loaded: PreTrainedModel = model.to(self.device)
+        return loaded
 
     def _release_exact(self, tuned: nn.Module) -> None:
         if tuned is self.exact_model or any(m is self.exact_model for m in tuned.modules()):
