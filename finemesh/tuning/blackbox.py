@@ -230,7 +230,8 @@ class Blackbox:
 
     def _load(self, dtype: torch.dtype) -> PreTrainedModel:
         task = self.task
-        model: Any = load_model(task.source, task.task, labels=task.labels, dtype=dtype, head_seed=task.seed, pad_id=self._pad_id)
+        model: Any = load_model(task.source, task.task, labels=task.labels, dtype=dtype, head_seed=task.seed,
+                                pad_id=self._pad_id)
         loaded: PreTrainedModel = model.to(self.device)
         return loaded
 

