@@ -31,7 +31,7 @@ demo: setup
 	$(BIN)/finemesh demo
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests --ignore tests/real
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests --ignore tests/real --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: setup
 	$(BIN)/ruff check finemesh tests benchmarks
