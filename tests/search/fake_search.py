@@ -7,6 +7,7 @@ import functools
 import hashlib
 import json
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -128,4 +129,5 @@ def points(outcomes: list[Outcome]) -> list[tuple[str, dict[str, Any], float | N
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests were started in the background
     search(Path(sys.argv[1]), **json.loads(sys.argv[2]))
