@@ -51,16 +51,20 @@ def test_every_trial_scored_the_same_tokens(run):
     assert [line["step"] for line in curve(run / "trials" / "0000")] == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_stock_libraries_load_it_with_the_same_loss(run, method):
-    """Plain PEFT or transformers, plain full logits, float32: the loss that was reported to 1e-5."""
-    folder = run / "reference" / f"{method}-1"
-    model, tokenizer = plainly_loaded(folder / "adapter")
-    reported = json.loads((folder / "evaluated.json").read_text())
-    rows = (run / "splits" / "test.jsonl").read_text().splitlines()
-    losses = [plain_losses(model, tokenizer, json.loads(row)["messages"]) for row in rows]
-    assert [len(row) for row in losses] == reported["row_weights"]
-    assert torch.cat(losses).mean().item() == pytest.approx(reported["loss"], abs=1e-5)
+def test_stock_libraries_load_it_with_the_same_loss(run):
+    """Plain PEFT or transformers, plain full logits, float32: the loss that was reported to 1e-5.
+
+    Of best/, whichever method won, and of each adapter that the leaders and references left."""
+    winner = run / json.loads((run / "finish.json").read_text())["winner"]["folder"]
+    saved = {folder / "adapter": folder for folder in [*run.glob("repeats/*"), *run.glob("reference/*")]
+             if (folder / "adapter").exists()}
+    for adapter, folder in (saved | {run / "best": winner}).items():
+        model, tokenizer = plainly_loaded(adapter)
+        reported = json.loads((folder / "evaluated.json").read_text())
+        rows = (run / "splits" / "test.jsonl").read_text().splitlines()
+        losses = [plain_losses(model, tokenizer, json.loads(row)["messages"]) for row in rows]
+        assert [len(row) for row in losses] == reported["row_weights"]
+        assert torch.cat(losses).mean().item() == pytest.approx(reported["loss"], abs=1e-5), adapter
 
 
 def test_best_is_whole(run):
