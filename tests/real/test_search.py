@@ -57,7 +57,7 @@ def test_stock_libraries_load_it_with_the_same_loss(run):
     Of best/, whichever method won, and of each adapter that the leaders and references left."""
     winner = run / json.loads((run / "finish.json").read_text())["winner"]["folder"]
     saved = {folder / "adapter": folder for folder in [*run.glob("repeats/*"), *run.glob("reference/*")]
-             if (folder / "adapter").exists()}
+             if (folder / "adapter").exists() and (folder / "evaluated.json").exists()}
     for adapter, folder in (saved | {run / "best": winner}).items():
         model, tokenizer = plainly_loaded(adapter)
         reported = json.loads((folder / "evaluated.json").read_text())
