@@ -8,11 +8,14 @@ trials that it would see in an uninterrupted run, whatever has ended in the mean
 
 import copy
 import math
+import shutil
+import sqlite3
 from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import optuna
+import sqlalchemy
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import StorageInternalError
 from optuna.samplers import BaseSampler
@@ -27,6 +30,7 @@ from finemesh.run import disk_is_full
 from finemesh.trial import Outcome
 
 SQLITE_PATIENCE = 60  # seconds to wait for another process that reads or writes
+FULL_BYTES = 100_000
 
 
 class Store(_CachedStorage):
@@ -74,13 +78,25 @@ class Store(_CachedStorage):
 @contextmanager
 def opened(url: str, name: str, sampler: BaseSampler) -> Iterator[optuna.Study]:
     """The study of this name, made where there is none."""
-    patience = {"connect_args": {"timeout": SQLITE_PATIENCE}} if url.startswith("sqlite") else {}
-    backend = RDBStorage(url, engine_kwargs=patience)
+    sqlite = url.startswith("sqlite")
+    backend = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": SQLITE_PATIENCE}} if sqlite else {})
+    if sqlite:
+        backend.engine.dispose()
+        sqlalchemy.event.listen(backend.engine, "connect", _without_waiting)
     try:
         yield optuna.create_study(storage=Store(backend), study_name=name, sampler=sampler, load_if_exists=True)
     finally:
         backend.remove_session()
         backend.engine.dispose()
+
+
+def _without_waiting(connection: sqlite3.Connection, _: object) -> None:
+    """SQLite's write-ahead log: a commit does not wait for the disk, and still no kill can spoil the store.
+
+    A power cut can take the latest commits away. Their trials are asked for again and adopt their outcome.json.
+    """
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=NORMAL")
 
 
 def store_of(study: optuna.Study) -> Store:
@@ -110,8 +126,9 @@ def tell(study: optuna.Study, trial: Trial, outcome: Outcome) -> None:
 
 
 def storage_error(error: StorageInternalError, folder: Path) -> Exception:
-    """What to raise instead: InputError where the disk is full."""
-    return disk_is_full(folder) if "full" in str(error.__cause__) else error
+    """What to raise instead: InputError where the disk is full, which SQLite also calls an I/O error."""
+    full = "full" in str(error.__cause__) or shutil.disk_usage(folder).free < FULL_BYTES
+    return disk_is_full(folder) if full else error
 
 
 def _as_running(trial: FrozenTrial) -> FrozenTrial:
