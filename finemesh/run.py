@@ -56,7 +56,7 @@ class RunFolder:
         for folder in (self.path / "repeats").glob("*"):
             outcome = read_outcome(folder)
             if outcome is not None and outcome.state == "complete" and not (folder / "adapter").exists():
-                shutil.rmtree(folder)
+                (folder / "outcome.json").unlink()  # evaluated.json stays: the test split is measured once
 
     @property
     def untuned(self) -> Path:

@@ -134,8 +134,10 @@ def test_whole_models_are_not_kept_and_made_again_for_a_finish(tmp_path: Path, m
         adapter.mkdir(parents=True)
         (adapter / "model.safetensors").write_bytes(b"x" * size)
         write_outcome(adapter.parent, Outcome(1, "complete", "full", {}, 1))
+        (adapter.parent / "evaluated.json").write_text("{}")
         run.lighten(adapter.parent)
     assert not (tmp_path / "repeats/0001-1/adapter").exists()
     assert (tmp_path / "repeats/0002-1/adapter").exists()
     run.forget_lightened()
-    assert [folder.name for folder in (tmp_path / "repeats").iterdir()] == ["0002-1"]
+    assert [outcome.parent.name for outcome in tmp_path.glob("repeats/*/outcome.json")] == ["0002-1"]
+    assert (tmp_path / "repeats/0001-1/evaluated.json").exists()
