@@ -14,7 +14,7 @@ import torch
 
 from finemesh.config import Config, load_config
 from finemesh.errors import InputError, nearest
-from finemesh.preparation import Study, prepare, read_data, read_summary, searched_space, whole_space
+from finemesh.preparation import Study, prepare, read_data, read_summary, refuse_point, searched_space, whole_space
 from finemesh.results.card import write_card
 from finemesh.results.report import write_report
 from finemesh.results.summary import status as read_status
@@ -72,6 +72,7 @@ def tune(config: Config, method: str, settings: Mapping[str, Any], steps: int | 
     point = whole_space().point(method, settings, METHODS[method].reference)
     with _begun(run, config):
         study = prepare(config, run)
+        refuse_point(config, study.splits, method, point)
         earlier = run.outcomes()
         length = steps or config.search.steps
         same = next((o for o in earlier if (o.hyperparameters, o.steps) == (point, length)), None)

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from finemesh.config import Config
 from finemesh.errors import InputError, nearest
 from finemesh.run import RunFolder, full_disk
@@ -17,10 +19,12 @@ from finemesh.trial import write_json
 from finemesh.tuning.data.batches import encode_all
 from finemesh.tuning.data.split import NAMES, Splits, load, read_splits
 from finemesh.tuning.machine import describe_machine, usable_cores
-from finemesh.tuning.methods import METHODS
-from finemesh.tuning.models import ModelSource, find_model, load_skeleton, load_tokenizer, quieten
+from finemesh.tuning.methods import METHODS, Context
+from finemesh.tuning.models import ModelSource, context_length, find_model, load_skeleton, load_tokenizer, quieten
 from finemesh.tuning.precision import measure_precision
 from finemesh.tuning.task import Task
+
+LOOKED_AT = 200  # training rows, to see whether a method's settings fit them
 
 
 @dataclass(frozen=True)
@@ -51,9 +55,12 @@ def read_data(config: Config, source: ModelSource) -> Splits:
 
 
 def searched_space(config: Config, splits: Splits, source: ModelSource) -> Space:
-    """The methods that the config names, or all that fit; with what it narrows. InputError for one that does not fit."""
-    model = load_skeleton(source, splits.task, labels=splits.labels)
-    reasons = {name: method.unfit(model, splits.task) for name, method in METHODS.items()}
+    """The methods that the config names, or all that fit; with what it narrows.
+
+    InputError for one that does not fit, and for a value that the user wrote and that cannot be used here.
+    """
+    fit = _Fit.of(config, splits, source)
+    reasons = {name: fit.reason(name) for name in METHODS}
     fitting = [name for name, reason in reasons.items() if reason is None]
     wanted = config.spaces if config.spaces is not None else {name: {} for name in fitting}
     for name in wanted:
@@ -61,7 +68,48 @@ def searched_space(config: Config, splits: Splits, source: ModelSource) -> Space
             raise InputError(f"methods: there is no method {name!r}.{nearest(name, METHODS)}")
         if reasons[name]:
             raise InputError(f"methods: {name} does not fit: {reasons[name]}. These do: {', '.join(fitting)}.")
-    return Space({name: METHODS[name].space for name in METHODS}).narrowed(wanted)
+    space = whole_space().narrowed(wanted)
+    for method, written in wanted.items():
+        for name in written:
+            for point in space.extremes(method, name):
+                if refusal := fit.refusal(method, point):
+                    raise InputError(f"methods.{method}.{name}: {point[name]} cannot be used here: {refusal}")
+    return space
+
+
+def refuse_point(config: Config, splits: Splits, method: str, point: Mapping[str, Any]) -> None:
+    """InputError where these settings of one run cannot be used."""
+    if refusal := _Fit.of(config, splits, find_model(config.model)).refusal(method, point):
+        raise InputError(f"{method}: {refusal}")
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """Whether methods and their settings fit the model and the data: its shapes and some of the rows are looked at."""
+
+    model: PreTrainedModel
+    context: Context
+
+    @staticmethod
+    def of(config: Config, splits: Splits, source: ModelSource) -> "_Fit":
+        model, tokenizer = load_skeleton(source, splits.task, labels=splits.labels), load_tokenizer(source)
+        length = config.data.max_length
+        pairs, _ = encode_all(splits.train[:LOOKED_AT], tokenizer, length, splits.task, labels=splits.labels, name="data.train")
+        return _Fit(model, Context(splits.task, tokenizer, [example for example, _ in pairs], [row for _, row in pairs],
+                                   length, context_length(model.config), config.search.seed))
+
+    def reason(self, method: str) -> str | None:
+        """Why the method does not fit at all: for its kind, or because even its smallest settings are too much."""
+        unfit = METHODS[method].unfit(self.model, self.context.task)
+        if unfit is not None:
+            return unfit
+        space = whole_space()
+        points = [space.point(method, {}, METHODS[method].reference), space.smallest(method)]
+        refusals = [self.refusal(method, point) for point in points]
+        return refusals[-1] if all(refusals) else None
+
+    def refusal(self, method: str, point: Mapping[str, Any]) -> str | None:
+        return METHODS[method].refuses(self.model, point, self.context)
 
 
 def prepare(config: Config, run: RunFolder) -> Study:

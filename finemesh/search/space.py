@@ -5,7 +5,7 @@ the flat dict {"rank": 8, ...}; the prefix is added and stripped here and nowher
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -80,6 +80,35 @@ class Space:
             else:
                 point[name] = typed(hyperparameter.distribution, given.get(name, hyperparameter.default))
         return point
+
+    def smallest(self, method: str) -> Point:
+        """Every number at its low end, every choice at its default."""
+        found = Point()
+        for name, hyperparameter in self._hyperparameters(method).items():
+            if hyperparameter.active(found):
+                distribution = hyperparameter.distribution
+                choices = isinstance(distribution, CategoricalDistribution)
+                found[name] = hyperparameter.default if choices else distribution.low  # type: ignore[attr-defined]
+        return found
+
+    def extremes(self, method: str, name: str) -> list[Point]:
+        """Points with the defaults but for `name`, which takes its fixed value, its choices or the ends of its range."""
+        hyperparameters = self._hyperparameters(method)
+        settings: dict[str, Any] = {}
+        hyperparameter = hyperparameters[name]
+        while hyperparameter.when is not None:
+            other, values = hyperparameter.when
+            settings[other] = hyperparameters[other].default if hyperparameters[other].default in values else values[0]
+            hyperparameter = hyperparameters[other]
+        return [self.point(method, {**settings, name: value}) for value in self._ends(method, name)]
+
+    def _ends(self, method: str, name: str) -> Sequence[Value]:
+        if name in self.fixed.get(method, {}):
+            return [self.fixed[method][name]]
+        distribution = self._hyperparameters(method)[name].distribution
+        if isinstance(distribution, CategoricalDistribution):
+            return list(distribution.choices)  # type: ignore[arg-type]
+        return [distribution.low, distribution.high]  # type: ignore[attr-defined]
 
     def nearest(self, method: str, point: Mapping[str, Any]) -> Point:
         """The point of this space that is nearest to one which a narrowed range or a fixed value leaves out."""

@@ -149,9 +149,12 @@ class Blackbox:
         method = METHODS[job.method]
         if reason := method.unfit(self.model, self.task.task):
             raise ValueError(reason)
+        context = self.context(job.seed)
+        if reason := method.refuses(self.model, job.hyperparameters, context):
+            raise Infeasible(reason, {})
         with PeakMemory() as memory:
             torch.manual_seed(job.seed)
-            tuned = method.prepare(self.model, job.hyperparameters, self.context(job.seed)).to(self.device)
+            tuned = method.prepare(self.model, job.hyperparameters, context).to(self.device)
             trainable = sum(p.numel() for p in tuned.parameters() if p.requires_grad)
             numbers: dict[str, Any] = {"trainable_parameters": trainable}
             self._check(base, job, numbers)

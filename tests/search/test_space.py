@@ -113,3 +113,11 @@ def test_the_nearest_point_is_inside() -> None:
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     study.enqueue_trial(space.stored("lora", point))
     assert space.suggest(study.ask()) == ("lora", point)
+
+
+def test_the_ends_of_what_is_written_are_shown_in_whole_points() -> None:
+    space = SPACE.narrowed({"lora": {"rank": [16, 32], "dropout": 0.1}, "prompt": {"words": [3, 9]}})
+    assert [point["rank"] for point in space.extremes("lora", "rank")] == [16, 32]
+    assert [point["dropout"] for point in space.extremes("lora", "dropout")] == [0.1]
+    assert [(point["init"], point["words"]) for point in space.extremes("prompt", "words")] == [("text", 3), ("text", 9)]
+    assert space.smallest("lora")["rank"] == 16

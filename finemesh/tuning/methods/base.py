@@ -31,7 +31,7 @@ PEFT_TASKS: dict[str, TaskType] = {
 
 @dataclass(frozen=True)
 class Context:
-    """What a method may look at: never the validation or test rows."""
+    """What a method may look at: never the validation or test rows. `refuses` may be shown a part of the training rows."""
 
     task: TaskName
     tokenizer: PreTrainedTokenizerBase
@@ -61,6 +61,13 @@ class Method:
     def unfit(self, model: PreTrainedModel, task: TaskName) -> str | None:
         """Why this method cannot tune this model for this task; None when it can."""
         return None if task in self.tasks else f"{self.name} does not do task: {task}"
+
+    def refuses(self, model: PreTrainedModel, point: Point, context: Context) -> str | None:
+        """Why these settings cannot be used with this model and these rows, such as a prefix longer than the model's context.
+
+        Only the model's shapes are looked at: its weights may be missing. None when they can be used.
+        """
+        return None
 
     def prepare(self, model: PreTrainedModel, point: Point, context: Context) -> nn.Module:
         """The model with just the right parameters trainable; `remove` undoes it. Draws from torch's global generator."""
