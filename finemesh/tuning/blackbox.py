@@ -6,7 +6,7 @@ The base model stays loaded; a trial that breaks anything costs only itself (the
 import gc
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,13 +18,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from finemesh.trial import Job, Outcome, write_outcome
-from finemesh.tuning.data.batches import Encoded, encode
+from finemesh.tuning.data.batches import Encoded, encode, question
 from finemesh.tuning.data.examples import Dialogue, Example
 from finemesh.tuning.data.split import read_split
 from finemesh.tuning.evaluation.generation import answers
 from finemesh.tuning.evaluation.loss import Evaluation, evaluate
 from finemesh.tuning.memory import MB, PeakMemory
-from finemesh.tuning.methods import METHODS, Context, Method, Point
+from finemesh.tuning.methods import METHODS, Context, Point
 from finemesh.tuning.models import context_length, load_model, load_tokenizer
 from finemesh.tuning.task import Task
 from finemesh.tuning.training import CurveLine, Diverged, Plan, fine_tune
@@ -61,12 +61,12 @@ class Blackbox:
         self.task = task
         self.tokenizer = load_tokenizer(task.source)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.train, self.validation = self._split("train"), self._split("validation")
         self._model: PreTrainedModel | None = None
         if look_only:
             return
         self.accelerator = Accelerator(mixed_precision=task.precision.mixed_precision)
         self.device = self.accelerator.device
+        assert self.train.rows  # read now, so that it is not the first trial's memory
         self.base_validation_loss = self._evaluate(self.model, self.validation.rows).loss
         with PeakMemory() as memory:
             self.base_memory_mb = memory.base_mb
@@ -78,6 +78,14 @@ class Blackbox:
             gc.collect()
             self._model = self._load(self.task.precision.dtype)
         return self._model
+
+    @cached_property
+    def train(self) -> Split:
+        return self._split("train")
+
+    @cached_property
+    def validation(self) -> Split:
+        return self._split("validation")
 
     @cached_property
     def test(self) -> Split:
@@ -124,11 +132,10 @@ class Blackbox:
         if method is None or folder is None:
             return evaluate(self.exact_model, rows.rows, self.task.task, self._pad_id, self.device)
         plug = METHODS[method]
-        shaped = self._shaped(plug, rows, hyperparameters, training=False)
-        tuned = plug.load(self.exact_model, folder / "adapter")
+        tuned = plug.load(self.exact_model, folder / "adapter").to(self.device)
         try:
-            return evaluate(tuned.to(self.device), shaped, self.task.task, self._pad_id,
-                            self.device)
+            shaped = plug.shape(tuned, rows.examples, rows.rows, hyperparameters, self.shown(), training=False)
+            return evaluate(tuned, shaped, self.task.task, self._pad_id, self.device)
         finally:
             self._release_exact(tuned)
 
@@ -136,10 +143,13 @@ class Blackbox:
         """Test prompts with the given answer, the untuned model's and the tuned one's (greedy)."""
         asked = {example.prompt: example for example in reversed(self.test.examples) if isinstance(example, Dialogue)}
         examples = list(reversed(asked.values()))[:rows]  # each question once
-        before = answers(self.exact_model, self.tokenizer, examples, self.task.max_length)
-        tuned = METHODS[method].load(self.exact_model, folder / "adapter")
+        questions = [question(example, self.tokenizer, self.task.max_length) for example in examples]
+        before = answers(self.exact_model, self.tokenizer, questions)
+        plug = METHODS[method]
+        tuned = plug.load(self.exact_model, folder / "adapter")
         try:
-            after = answers(tuned, self.tokenizer, examples, self.task.max_length)
+            shaped = plug.shape(tuned, examples, questions, hyperparameters, self.shown(), training=False)
+            after = answers(tuned, self.tokenizer, shaped)
         finally:
             self._release_exact(tuned)
         return [{"prompt": e.prompt, "reference": e.answer, "before": b, "after": a}
@@ -159,8 +169,8 @@ class Blackbox:
             numbers: dict[str, Any] = {"trainable_parameters": trainable}
             self._check(base, job, numbers)
             evaluations: list[Evaluation] = []
-            rows = self._shaped(method, self.train, job.hyperparameters, training=True)
-            validation = self._shaped(method, self.validation, job.hyperparameters, training=False)
+            rows, validation = (method.shape(tuned, split.examples, split.rows, job.hyperparameters, context,
+                                             training=split is self.train) for split in (self.train, self.validation))
 
             def validate() -> float:
                 if method.starts_at_base and not evaluations and not (job.folder / "curve.jsonl").stat().st_size:
@@ -211,17 +221,19 @@ class Blackbox:
         if not abs(evaluation.loss) < float("inf"):
             raise Diverged(f"the validation loss is {evaluation.loss}")
 
-    def _evaluate(self, model: nn.Module, rows: tuple[Encoded, ...]) -> Evaluation:
+    def _evaluate(self, model: nn.Module, rows: Sequence[Encoded]) -> Evaluation:
         with self.accelerator.autocast():
             return evaluate(model, rows, self.task.task, self._pad_id, self.device)
-
-    def _shaped(self, method: Method, split: Split, point: Point, *, training: bool) -> tuple[Encoded, ...]:
-        return tuple(method.shape(split.examples, split.rows, point, self.context(self.task.seed), training=training))
 
     def context(self, seed: int) -> Context:
         """What methods may look at."""
         return Context(self.task.task, self.tokenizer, self.train.examples, self.train.rows, self.task.max_length,
                        context_length((self._model or self.exact_model).config), seed)
+
+    def shown(self) -> Context:
+        """The context without training rows, in which a saved adapter shapes its input."""
+        return Context(self.task.task, self.tokenizer, (), (), self.task.max_length,
+                       context_length(self.exact_model.config), self.task.seed)
 
     def _split(self, name: str) -> Split:
         pairs = []

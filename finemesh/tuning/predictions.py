@@ -8,7 +8,7 @@ import torch
 
 from finemesh.errors import InputError
 from finemesh.tuning.blackbox import Blackbox
-from finemesh.tuning.data.batches import encode
+from finemesh.tuning.data.batches import encode, question
 from finemesh.tuning.data.examples import Dialogue
 from finemesh.tuning.data.split import read_questions
 from finemesh.tuning.evaluation.generation import answers
@@ -28,19 +28,19 @@ def predictions(task: Task, method: str, hyperparameters: Mapping[str, Any], fol
     box = Blackbox(task, look_only=True)
     plug, model = METHODS[method], box.exact_model
     tuned = plug.load(model, folder)
-    pad_id = int(box.tokenizer.pad_token_id)
+    pad_id, context = int(box.tokenizer.pad_token_id), box.shown()
     for start in range(0, len(examples), ROWS_AT_A_TIME):
         part = examples[start:start + ROWS_AT_A_TIME]
         if task.task == "instruct":
-            for example in part:
-                assert isinstance(example, Dialogue)
-                yield from answers(tuned, box.tokenizer, [example], task.max_length)
+            asked = [question(example, box.tokenizer, task.max_length) for example in part if isinstance(example, Dialogue)]
+            for shown in plug.shape(tuned, part, asked, hyperparameters, context, training=False):
+                yield from answers(tuned, box.tokenizer, [shown])
             continue
         rows = [encode(example, box.tokenizer, task.max_length, task.task, labels=task.labels) for example in part]
         for example, row in zip(part, rows, strict=True):
             if row is None:
                 raise InputError(f"{example.place}: there is no text in this row")
-        shaped = plug.shape(part, [row for row in rows if row], hyperparameters, box.context(task.seed), training=False)
+        shaped = plug.shape(tuned, part, [row for row in rows if row], hyperparameters, context, training=False)
         with torch.no_grad():
             outputs = predict_outputs(tuned, shaped, pad_id, box.device)
         for output in outputs:

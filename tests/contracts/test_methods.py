@@ -28,7 +28,7 @@ class LoraWithPrefix(Lora):
     name = "lora_with_prefix"
     starts_at_base = False
 
-    def shape(self, examples, encoded, point, context, *, training) -> Sequence[Encoded]:
+    def shape(self, tuned, examples, encoded, point, context, *, training) -> Sequence[Encoded]:
         return [replace(row, input_ids=[7, *row.input_ids], scored=[False, *row.scored]) for row in encoded]
 
 
@@ -101,7 +101,7 @@ def run(method: Method, kind: str, task: str, folder: Path, steps: int, horizon:
         pytest.skip(f"{method.name} does not fit {kind} and says so")
     torch.manual_seed(3)
     tuned = method.prepare(model, settings(method), context)
-    rows = method.shape(context.train, context.encoded, settings(method), context, training=True)
+    rows = method.shape(tuned, context.train, context.encoded, settings(method), context, training=True)
     progress = fine_tune(tuned, method, settings(method), rows, plan(context, steps, horizon, **changes), Accelerator(cpu=True),
                          lambda: evaluate(tuned, rows, task, 0).loss, folder)
     return tuned, context, rows, progress

@@ -111,7 +111,8 @@ def test_a_loss_that_is_no_number_is_failed(box, tmp_path):
 
 
 def test_a_trial_that_scores_other_tokens_is_failed(box, tmp_path, monkeypatch):
-    monkeypatch.setattr(type(METHODS["lora"]), "shape", lambda self, e, rows, p, c, *, training: rows if training else rows[1:])
+    monkeypatch.setattr(type(METHODS["lora"]), "shape",
+                        lambda self, tuned, e, rows, p, c, *, training: rows if training else rows[1:])
     outcome = box.tune(job(tmp_path))
     assert outcome.state == "failed"
     assert "scored" in outcome.error

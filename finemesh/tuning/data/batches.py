@@ -65,6 +65,12 @@ def prompt_ids(example: Dialogue, tokenizer: PreTrainedTokenizerBase, max_length
     return ids if max_length is None else ids[-max_length:]
 
 
+def question(example: Dialogue, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
+    """The row that an answer is asked of: nothing of it is scored."""
+    ids = prompt_ids(example, tokenizer, max_length)
+    return Encoded(ids, [False] * len(ids))
+
+
 def _tokens(parts: Sequence[tuple[str, bool]], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[bool]]:
     """Each piece extends the tokens before it without changing them: so what a prompt is does not depend on its answer.
 

@@ -31,7 +31,10 @@ PEFT_TASKS: dict[str, TaskType] = {
 
 @dataclass(frozen=True)
 class Context:
-    """What a method may look at: never the validation or test rows. `refuses` may be shown a part of the training rows."""
+    """What a method may look at: never the validation or test rows.
+
+    `refuses` may be shown a part of the training rows, and `shape` none.
+    """
 
     task: TaskName
     tokenizer: PreTrainedTokenizerBase
@@ -85,9 +88,12 @@ class Method:
         """The tuned model from the base model and what `save` wrote, for inference."""
         raise NotImplementedError
 
-    def shape(self, examples: Sequence[Example], encoded: Sequence[Encoded], point: Point, context: Context,
-              *, training: bool) -> Sequence[Encoded]:
-        """The rows as this method shows them to the model; the scored tokens stay what they are."""
+    def shape(self, tuned: nn.Module, examples: Sequence[Example], encoded: Sequence[Encoded], point: Point,
+              context: Context, *, training: bool) -> Sequence[Encoded]:
+        """The rows as this method shows them to the model, questions that are to be answered too; the scored tokens stay.
+
+        What is needed of the training rows comes with `tuned`: where a saved adapter is used, the context has none.
+        """
         return encoded
 
     def state(self, tuned: nn.Module) -> dict[str, torch.Tensor]:
