@@ -179,9 +179,9 @@ def product_flop(shapes: list[list[int]]) -> float:
 
 CONTENDERS: dict[str, Callable[[Path, Turns], None]] = {
     "finemesh": finemesh,
-    "trl_bf16": lambda folder, turns: trl(folder, turns, "trl_bf16", half=True, checkpointing=False),
-    "trl_fp32": lambda folder, turns: trl(folder, turns, "trl_fp32", half=False, checkpointing=False),
-    "trl_bf16_checkpointing": lambda folder, turns: trl(folder, turns, "trl_bf16_checkpointing", half=True, checkpointing=True),
+    "trl_bf16": lambda folder, turns: trl(folder, turns, "trl_bf16", half=True, checkpointing=True),
+    "trl_fp32": lambda folder, turns: trl(folder, turns, "trl_fp32", half=False, checkpointing=True),
+    "trl_bf16_keeping": lambda folder, turns: trl(folder, turns, "trl_bf16_keeping", half=True, checkpointing=False),
 }
 
 

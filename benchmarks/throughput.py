@@ -2,8 +2,8 @@
 
 LoRA r 8 on all linear layers of SmolLM2-135M-Instruct, Alpaca rows of at most 256 tokens, batches of 8. The sides run in
 processes of their own and take turns step by step, one epoch over the same rows; then one judge computes, in float32, the
-loss of every adapter on the same validation rows. TRL runs without activation checkpointing, its faster way; with it (TRL's
-default) as a side of its own unless --quick.
+loss of every adapter on the same validation rows. TRL runs as it comes, that is with activation checkpointing; a further
+side, trl_bf16_keeping, keeps its activations.
 
     python benchmarks/throughput.py [--quick] [--rows 96] [--json]       (FINEMESH_DATA holds alpaca_en_demo.jsonl)
 """
@@ -189,7 +189,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, help="training rows, a multiple of 8 (96)")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    names = ["finemesh", "trl_bf16", "trl_fp32"] + ([] if arguments.quick else ["trl_bf16_checkpointing"])
+    names = ["finemesh", "trl_bf16", "trl_fp32", "trl_bf16_keeping"]
     if not (DATA / "alpaca_en_demo.jsonl").exists():
         sys.exit(f"There is no alpaca_en_demo.jsonl in {DATA}. Set FINEMESH_DATA to the folder that holds it.")
     result = measure((arguments.rows or (32 if arguments.quick else 96)) // BATCH * BATCH, names)

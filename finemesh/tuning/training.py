@@ -80,7 +80,7 @@ def fine_tune(tuned: nn.Module, method: Method, point: Point, rows: Sequence[Enc
     Writes folder/curve.jsonl and, as it goes, folder/checkpoint.safetensors; continues from one that fits the plan.
     A method that trains nothing is only validated. Raises Diverged.
     """
-    run = _Run(tuned, method, plan, accelerator, folder, report, peak_memory_mb)
+    run = _Run(tuned, method, plan, accelerator, folder, report, peak_memory_mb, rows)
     if not method.trains:
         run.record(0, None, validate(), 0.0)
         return run.progress
@@ -110,9 +110,10 @@ class _Run:
     """The moving parts of one run."""
 
     def __init__(self, tuned: nn.Module, method: Method, plan: Plan, accelerator: Accelerator, folder: Path,
-                 report: Callable[[CurveLine], None], peak_memory_mb: Callable[[], float]) -> None:
+                 report: Callable[[CurveLine], None], peak_memory_mb: Callable[[], float], rows: Sequence[Encoded]) -> None:
         self.tuned, self.method, self.plan, self.accelerator = tuned, method, plan, accelerator
         self.folder, self.report, self.peak_memory_mb = folder, report, peak_memory_mb
+        self.scored_a_row = sum(sum(row.scored) for row in rows) / len(rows) if plan.task == "instruct" else 1.0
         self.progress = Progress(curve=[])
         self.parameters = [p for p in tuned.parameters() if p.requires_grad]
         (folder / "curve.jsonl").write_text("", encoding="utf-8")
@@ -121,24 +122,30 @@ class _Run:
         self._saving = 0.0
 
     def update(self, optimizer: torch.optim.Optimizer, batch: Sequence[Encoded]) -> float:
-        """One optimizer step on the mean loss of the batch's scored tokens, whatever the accumulation."""
+        """One optimizer step, whatever the accumulation; the mean loss of the batch's scored tokens.
+
+        The sum of losses is divided by what a batch scores on average, not by what this one does: batches hold rows of like
+        length, and every scored token of the data is to weigh the same (docs/decisions/005).
+        """
         plan, device = self.plan, self.accelerator.device
         size = -(-len(batch) // plan.accumulation)
         parts = [collate(list(batch[i:i + size]), plan.pad_id) for i in range(0, len(batch), size)]
-        weight = sum(int(part.scored.sum()) if plan.task == "instruct" else len(part.lengths) for part in parts)
-        total = 0.0
+        total, count = 0.0, 0
         for part in parts:
             with self.accelerator.autocast():
-                loss = batch_losses(self.tuned, part.to(device), plan.task).losses.sum() / weight
+                losses = batch_losses(self.tuned, part.to(device), plan.task).losses
+                loss = losses.sum() / (self.scored_a_row * len(batch))
             self.accelerator.backward(loss)
-            total += float(loss.detach())
-        if total != total or total in (float("inf"), float("-inf")):
-            raise Diverged(f"the training loss is {total} at step {self.progress.step + 1}")
+            total += float(losses.detach().sum())
+            count += len(losses)
+        mean = total / count
+        if mean != mean or mean in (float("inf"), float("-inf")):
+            raise Diverged(f"the training loss is {mean} at step {self.progress.step + 1}")
         if plan.clip > 0:
             self.accelerator.clip_grad_norm_(self.parameters, plan.clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return total
+        return mean
 
     def record(self, step: int, train_loss: float | None, validation_loss: float | None, rate: float) -> None:
         now = time.monotonic()
