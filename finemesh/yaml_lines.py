@@ -7,7 +7,7 @@ PyYAML follows YAML 1.1, where 1e-5 is text, 1:30 is ninety, 010 is eight and `n
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -27,11 +27,11 @@ _RULES = {
 
 
 class Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}
+    yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012 - PyYAML has it as an attribute of instances
 
 
 class Dumper(yaml.SafeDumper):
-    yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}
+    yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012 - PyYAML has it as an attribute of instances
 
 
 for _tag, (_pattern, _first) in _RULES.items():

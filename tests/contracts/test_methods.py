@@ -19,7 +19,7 @@ from tests import tiny
 
 CASES = [(kind, "instruct") for kind in ("llama", "qwen2", "gemma", "gpt2")] + [
     ("bert", "classify"), ("llama", "classify"), ("gpt2", "classify"), ("bert", "regress")]
-RATES = {"full": 5e-3, "head": 5e-2, "prompt": 2e-2}  # for the toy; a search finds them for real tasks
+RATES = {"full": 5e-3, "head": 5e-2, "prompt": 2e-2, "sift": 1e-2}  # for the toy; a search finds them for real tasks
 
 
 class LoraWithPrefix(Lora):
@@ -85,7 +85,10 @@ PAIRS = [pytest.param(m, kind, task, id=f"{m.name}-{kind}-{task}") for m in ALL 
 
 
 def settings(method: Method) -> dict:
-    defaults = {name: h.default for name, h in method.space.items()}
+    defaults: dict = {}
+    for name, hyperparameter in method.space.items():
+        if hyperparameter.active(defaults):
+            defaults[name] = hyperparameter.default
     return {**defaults, **({"learning_rate": RATES.get(method.name, 5e-3)} if method.trains else {})}
 
 

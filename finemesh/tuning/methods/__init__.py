@@ -7,12 +7,14 @@ from finemesh.tuning.methods.full import Full
 from finemesh.tuning.methods.head import Head
 from finemesh.tuning.methods.lora import Lora
 from finemesh.tuning.methods.prompt import Prompt
+from finemesh.tuning.methods.sift import Sift
 
 METHODS: dict[str, Method] = {
     "lora": Lora(),
     "full": Full(),
     "head": Head(),
     "prompt": Prompt(),
+    "sift": Sift(),
 }
 
 __all__ = ["METHODS", "Context", "Method", "Point", "describe"]
