@@ -131,7 +131,8 @@ def check(config: Config) -> dict[str, Any]:
     mean = sum(m["trial_seconds"] for m in methods.values()) / max(1, len(methods))
     repeats = config.search.repeats * (3 + len(study.references))
     summary = study.splits.summary()
-    return {"task": splits.task, "format": splits.format, "rows": summary["rows"], "duplicates": splits.duplicates,
+    return {"task": splits.task, "format": splits.format, "rows": summary["rows"],
+            **{name: summary[name] for name in ("tasks",) if name in summary}, "duplicates": splits.duplicates,
             "dropped": splits.dropped, "data_hash": summary["data_hash"], "model": source.public_name,
             "precision": study.task.precision.name, "epochs_a_trial": round(steps * batch / len(splits.train), 2),
             "base_memory_mb": next((o.base_memory_mb for o in outcomes.values() if o.base_memory_mb), None),
@@ -191,7 +192,7 @@ def _card(run: RunFolder, config: Config, task: Task, found: Mapping[str, Any]) 
     machine = json.loads(run.machine.read_text(encoding="utf-8"))
     return {"name": run.path.name, "base_model": task.source.public_name, "task": task.task, "labels": list(task.labels),
             "method": describe(method), "peft_type": method.peft_type, "finish": found, "data": read_summary(run),
-            "source": config.data.train, "versions": machine["versions"], "machine": machine, "steps": task.steps,
+            "source": config.data.source, "versions": machine["versions"], "machine": machine, "steps": task.steps,
             "batch_size": task.batch_size, "max_length": task.max_length, "optimizer": config.search.optimizer,
             "trials": len(run.outcomes())}
 

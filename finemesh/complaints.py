@@ -3,18 +3,21 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from finemesh.errors import InputError, nearest
+from finemesh.tuning.data.instructions import EXAMPLE
 from finemesh.yaml_lines import Document
 from finemesh.yaml_lines import Field as FieldPath
 
 _MISSING: dict[FieldPath, str] = {
     ("model",): "add `model:` with a hub name, a folder, a .gguf file or package:NAME",
-    ("data", "train"): "add `train:` below `data:`, with a file or a hub data set",
+    ("data", "train"): "add `train:` below `data:`, with a file or a hub data set, or `tasks:` for several",
+    ("train",): "add `train:` with a file or a hub data set",
+    ("templates",): f"add `templates:` with a list of at least one such as {EXAMPLE}",
 }
 _WANTED = {
     "int": "must be a whole number", "float": "must be a number", "finite": "must be a finite number",
@@ -48,7 +51,7 @@ def invalid(error: ValidationError, model: type[BaseModel], source: Source) -> I
 def _complaint(detail: ErrorDetails, model: type[BaseModel], source: Source) -> InputError:
     field = _field(detail)
     if detail["type"] == "missing":
-        return source.error(field, f"missing; {_MISSING.get(field, 'add it')}")
+        return source.error(field, f"missing; {_MISSING.get(field) or _MISSING.get(field[-1:], 'add it')}")
     if detail["type"] in ("extra_forbidden", "invalid_key"):
         return source.error(field, f"there is no such field.{_known(field, model)}")
     if detail["type"] == "value_error":
@@ -80,11 +83,18 @@ def _wanted(detail: ErrorDetails) -> str:
 def _known(field: FieldPath, model: type[BaseModel]) -> str:
     """The nearest field of the same section; of another section where it belongs there."""
     section: Any = model
-    for part in field[:-1]:
-        section = section.model_fields[part].annotation
+    for part in field[:-1]:  # a name of the user's, as of a task, leads to no other section
+        section = (part in section.model_fields and _section(section.model_fields[part].annotation)) or section
     unknown = str(field[-1])
     places = [place for place, name in _fields(model) if name == unknown]
     return f" It belongs {places[0]}." if places else nearest(unknown, section.model_fields)
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field holds, or holds several of by names of the user's."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_section, get_args(annotation))), None)
 
 
 def _fields(model: type[BaseModel], place: str = "") -> Iterable[tuple[str, str]]:

@@ -4,15 +4,15 @@ A path in a config that does not exist from the current directory is looked for 
 data set that is neither is a hub name. Overrides (the options of a command) win over the file.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator
 
 from finemesh.complaints import Source, invalid
+from finemesh.data_config import DataConfig, Section
 from finemesh.errors import InputError, nearest
 from finemesh.trial import Outcome
 from finemesh.yaml_lines import read_yaml, write_yaml
@@ -20,53 +20,6 @@ from finemesh.yaml_lines import read_yaml, write_yaml
 Task = Literal["instruct", "classify", "regress"]
 BOUNDED = tuple(field.name for field in fields(Outcome) if "int" in str(field.type) or "float" in str(field.type)
                 if field.name not in ("number", "seed", "metrics", "constraints", "duplicate_of"))
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _numbers_are_numbers(cls, value: Any, info: Any) -> Any:
-        wanted = set(get_args(annotation := cls.model_fields[info.field_name].annotation)) or {annotation}
-        if wanted & {int, float} and str not in wanted and isinstance(value, bool | str):
-            raise ValueError(f"must be a number, not {value!r}")
-        return value
-
-
-class DataConfig(Section):
-    train: str = Field(min_length=1)
-    validation: float | str = 0.1  # a share of the training rows, or a file
-    test: float | str = 0.1
-    max_length: int = Field(default=512, ge=2)
-    columns: dict[str, str | int] = {}  # a name, or a position where the file has no header line
-
-    @field_validator("validation", "test", mode="before")
-    @classmethod
-    def _share_or_file(cls, value: Any) -> Any:
-        if isinstance(value, bool) or not isinstance(value, int | float | str):
-            raise ValueError(f"must be a share of the rows such as 0.1, or a file, not {value!r}")
-        if isinstance(value, str) and re.fullmatch(r"[\d.]+\s*%?", value):
-            raise ValueError(f"a share is written as a number such as 0.1, without quotes or %, not {value!r}")
-        if isinstance(value, int | float) and not 0 < value < 1:
-            raise ValueError(f"a share of the rows must be more than 0 and less than 1, such as 0.1, not {value}")
-        return value
-
-    @field_validator("columns", mode="before")
-    @classmethod
-    def _names_or_positions(cls, columns: Any) -> Any:
-        for field, column in columns.items() if isinstance(columns, dict) else ():
-            if isinstance(column, bool) or not isinstance(column, str | int):
-                raise ValueError(f"{field} must be the name of a column, or its position from 0, not {column!r}")
-        return columns
-
-    @model_validator(mode="after")
-    def _some_rows_are_left(self) -> "DataConfig":
-        shares = [share for share in (self.validation, self.test) if isinstance(share, float)]
-        if sum(shares) >= 1:
-            raise ValueError(f"validation and test take {sum(shares):g} of the rows together, which leaves none for "
-                             "training: make them add up to less than 1")
-        return self
 
 
 class SearchConfig(Section):
@@ -167,6 +120,9 @@ def load_config(path: Path | str, overrides: Mapping[str, Any] | None = None) ->
         config = Config.model_validate(_merged(document.values, options, out=f"runs/{path.stem}"))
     except ValidationError as error:
         raise invalid(error, Config, source) from None
+    if config.data.tasks and config.task not in (None, "instruct"):
+        raise source.error(("task",), f"data.tasks are instructions with answers to write, which are for instruct, not "
+                           f"{config.task}: leave the field out, or give data.train in place of data.tasks")
     _check_plugins(config, source)
     _check_out(config, source)
     return _with_found_paths(config, path.parent)
@@ -243,4 +199,6 @@ def _with_found_paths(config: Config, folder: Path) -> Config:
         return str(beside) if not path.exists() and beside.exists() else str(path) if value.startswith("~") else value
 
     data = {name: found(getattr(config.data, name)) for name in ("train", "validation", "test")}
+    if config.data.tasks:
+        data["tasks"] = {name: task.model_copy(update={"train": found(task.train)}) for name, task in config.data.tasks.items()}
     return config.model_copy(update={"model": found(config.model), "data": config.data.model_copy(update=data)})

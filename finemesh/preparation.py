@@ -17,6 +17,8 @@ from finemesh.run import RunFolder, full_disk
 from finemesh.search.space import Space
 from finemesh.trial import write_json
 from finemesh.tuning.data.batches import encode_all
+from finemesh.tuning.data.instructions import Template
+from finemesh.tuning.data.mixture import TaskSource, load_tasks
 from finemesh.tuning.data.split import NAMES, Splits, load, read_splits
 from finemesh.tuning.machine import describe_machine, usable_cores
 from finemesh.tuning.methods import METHODS, Context
@@ -40,7 +42,7 @@ class Study:
 def read_data(config: Config, source: ModelSource) -> Splits:
     """The splits of the config's data, without rows that the model would not score. InputError if none is left."""
     data = config.data
-    splits = load(data.train, data.validation, data.test, columns=data.columns, task=config.task)
+    splits = _loaded(config)
     tokenizer = load_tokenizer(source)
     kept: dict[str, Any] = {}
     dropped = 0
@@ -52,6 +54,16 @@ def read_data(config: Config, source: ModelSource) -> Splits:
     if dropped:
         notes += (f"{dropped} rows have no scored token within data.max_length {data.max_length} and were left out",)
     return replace(splits, **kept, dropped=splits.dropped + dropped, notes=notes)
+
+
+def _loaded(config: Config) -> Splits:
+    data = config.data
+    if not data.tasks:
+        assert data.train is not None
+        return load(data.train, data.validation, data.test, columns=data.columns, task=config.task)
+    tasks = {name: TaskSource(task.train, [Template.read(text) for text in task.templates], data.clusters[name], task.cap,
+                              task.columns, task.labels) for name, task in data.tasks.items()}
+    return load_tasks(tasks, data.held_out or (), float(data.validation), float(data.test))
 
 
 def searched_space(config: Config, splits: Splits, source: ModelSource) -> Space:

@@ -36,6 +36,9 @@ def print_check(found: Mapping[str, Any], console: Console) -> None:
         "a trial": f"sees the training rows {found['epochs_a_trial']:.2g} times",
         "the search": f"about {words.duration(found['search_seconds'])}, with the repeats and references at its end",
     }))
+    if "tasks" in found:
+        console.print()
+        console.print(_mixture(found["tasks"]))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("method")
     for column in ("a trial takes", "memory beside the model", "trainable parameters", "adapter"):
@@ -48,6 +51,21 @@ def print_check(found: Mapping[str, Any], console: Console) -> None:
     console.print(table)
     for warning in found["warnings"]:
         console.print(Text(f"Warning: {warning}", "yellow"))
+
+
+def _mixture(tasks: Mapping[str, Any]) -> Table:
+    """Of data.tasks: how many rows of each, and its share of the training rows."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for column in ("task", "cluster"):
+        table.add_column(column)
+    for column in ("training rows", "validation", "test"):
+        table.add_column(column, justify="right")
+    total = sum(task["rows"]["train"] for task in tasks.values())
+    for name, task in tasks.items():
+        rows = task["rows"]
+        share = f"{rows['train']:,} ({100 * rows['train'] / total:.0f} %)" if rows["train"] else "held out"
+        table.add_row(Text(name, "bold"), task["cluster"], share, f"{rows['validation']:,}", f"{rows['test']:,}")
+    return table
 
 
 def print_methods(methods: Sequence[Mapping[str, Any]], console: Console) -> None:

@@ -23,6 +23,7 @@ from finemesh.tuning.data.examples import Dialogue, Example
 from finemesh.tuning.data.split import read_split
 from finemesh.tuning.evaluation.generation import answers
 from finemesh.tuning.evaluation.loss import Evaluation, evaluate
+from finemesh.tuning.evaluation.metrics import task_losses
 from finemesh.tuning.memory import MB, PeakMemory
 from finemesh.tuning.methods import METHODS, Context, Point
 from finemesh.tuning.models import context_length, load_model, load_tokenizer
@@ -50,6 +51,12 @@ class Split:
     @property
     def tokens(self) -> int:
         return sum(len(row.input_ids) for row in self.rows)
+
+    def by_task(self, evaluation: Evaluation) -> Evaluation:
+        """With the loss of every task among its metrics, where the rows are instructions of several."""
+        tasks = [example.task if isinstance(example, Dialogue) else "" for example in self.examples]
+        metrics = task_losses(tasks, evaluation.row_losses, evaluation.row_weights)
+        return replace(evaluation, metrics=evaluation.metrics | metrics)
 
 
 class Blackbox:
@@ -130,12 +137,12 @@ class Blackbox:
         """The reloaded adapter's losses on a split; the untuned model's where `method` is None."""
         rows = {"validation": self.validation, "test": self.test}[split] if split != "train" else self.train
         if method is None or folder is None:
-            return evaluate(self.exact_model, rows.rows, self.task.task, self._pad_id, self.device)
+            return rows.by_task(evaluate(self.exact_model, rows.rows, self.task.task, self._pad_id, self.device))
         plug = METHODS[method]
         tuned = plug.load(self.exact_model, folder / "adapter").to(self.device)
         try:
             shaped = plug.shape(tuned, rows.examples, rows.rows, hyperparameters, self.shown(), training=False)
-            return evaluate(tuned, shaped, self.task.task, self._pad_id, self.device)
+            return rows.by_task(evaluate(tuned, shaped, self.task.task, self._pad_id, self.device))
         finally:
             self._release_exact(tuned)
 
@@ -188,7 +195,7 @@ class Blackbox:
                                  job.folder, report=watch, peak_memory_mb=memory.peak_mb)
             if not evaluations:
                 evaluations.append(self._evaluate(tuned, validation))
-            evaluation = evaluations[-1]
+            evaluation = self.validation.by_task(evaluations[-1])
             self._same_tokens(evaluation)
             method.save(tuned, job.folder / "adapter", self.task.source.public_name)
             self._model = method.remove(tuned)

@@ -107,6 +107,10 @@ def facts(record: Record) -> list[tuple[str, str]]:
     return [*found, ("time", words.duration(record.seconds))] if record.seconds else found
 
 
+def counts(rows: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {split}" for split, count in rows.items() if count)
+
+
 def about(record: Record) -> list[tuple[str, str]]:
     """Data, settings, machine, versions: what has a value."""
     splits, machine, search = record.splits, record.machine, record.settings
@@ -114,7 +118,9 @@ def about(record: Record) -> list[tuple[str, str]]:
     pairs = (
         ("model", record.config.get("model")), ("task", record.task),
         ("data", (record.config.get("data") or {}).get("train")), ("format", splits.get("format")),
-        ("rows", ", ".join(f"{count:,} {split}" for split, count in (splits.get("rows") or {}).items())),
+        ("tasks", "; ".join(f"{name}, {task['cluster']}: {counts(task['rows'])}"
+                            for name, task in (splits.get("tasks") or {}).items())),
+        ("rows", counts(splits.get("rows") or {})),
         ("duplicates left out", splits.get("duplicates")), ("rows without a scored token", splits.get("dropped")),
         ("notes", " ".join(splits.get("notes") or [])), ("data hash", splits.get("data_hash")),
         ("optimizer", search.get("optimizer")), ("steps of a trial", search.get("steps")), ("seed", search.get("seed")),

@@ -29,6 +29,10 @@ class Cells:
             return default
         return self.checked(self.value(field), self.columns[field])
 
+    def written(self, field: str) -> str:
+        """Text; numbers and truths as text."""
+        return self.checked(written(self.value(field)), self.columns[field])
+
     def checked(self, value: Any, name: str) -> str:
         if not isinstance(value, str):
             raise self.row.error(f"field {name!r} must be text, but it is {kind(value)}")
@@ -50,6 +54,15 @@ class Cells:
         if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
             raise self.row.error(f"field {self.columns[field]!r} must be a list of objects, but it is {kind(value)}")
         return value
+
+
+def written(value: Any) -> Any:
+    """Numbers and truths as text (1.0 as 1, True as true); all else as it is."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float) and math.isfinite(value):
+        return str(int(value)) if value == int(value) else str(value)
+    return value
 
 
 def as_number(value: Any) -> float | None:

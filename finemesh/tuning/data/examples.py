@@ -26,6 +26,7 @@ class Dialogue:
 
     turns: tuple[Turn, ...]
     place: str = field(default="", compare=False, repr=False)  # "train.jsonl, line 7"
+    task: str = field(default="", compare=False, repr=False)  # of data.tasks, that it is an instruction of
 
     @property
     def prompt(self) -> str:
@@ -48,14 +49,18 @@ class Dialogue:
         question = self.turns[:first]
         if not any(turn.content.strip() for turn in question):
             return self.row_hash
-        return _sha256([[turn.role, turn.content] for turn in question])
+        return content_hash([[turn.role, turn.content] for turn in question])
 
     @cached_property
     def row_hash(self) -> str:
-        return _sha256(self.to_json())
+        return content_hash({"messages": self._messages})
 
     def to_json(self) -> dict[str, Any]:
-        return {"messages": [{"role": turn.role, "content": turn.content} for turn in self.turns]}
+        return {"messages": self._messages, **({"task": self.task} if self.task else {})}
+
+    @property
+    def _messages(self) -> list[dict[str, str]]:
+        return [{"role": turn.role, "content": turn.content} for turn in self.turns]
 
 
 @dataclass(frozen=True)
@@ -77,11 +82,11 @@ class Labelled:
 
     @cached_property
     def key(self) -> str:
-        return _sha256([self.text, self.text2])
+        return content_hash([self.text, self.text2])
 
     @cached_property
     def row_hash(self) -> str:
-        return _sha256(self.to_json())
+        return content_hash(self.to_json())
 
     def to_json(self) -> dict[str, Any]:
         second = {} if self.text2 is None else {"text2": self.text2}
@@ -94,7 +99,8 @@ Example = Dialogue | Labelled
 def from_json(fields: Mapping[str, Any]) -> Example:
     """The inverse of `to_json`."""
     if "messages" in fields:
-        return Dialogue(tuple(Turn(turn["role"], turn["content"]) for turn in fields["messages"]))
+        turns = tuple(Turn(turn["role"], turn["content"]) for turn in fields["messages"])
+        return Dialogue(turns, task=fields.get("task", ""))
     return Labelled(fields["text"], fields.get("text2"), fields["label"])
 
 
@@ -118,5 +124,5 @@ def dialogue(turns: Sequence[Turn], place: str = "", *, answered: bool = True) -
     return Dialogue(tuple(kept), place) if any(turn.role != "system" for turn in kept) else None
 
 
-def _sha256(content: Any) -> str:
+def content_hash(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()).hexdigest()

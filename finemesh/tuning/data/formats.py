@@ -3,7 +3,6 @@
 A new format is an entry of FORMATS: the tasks it serves, its fields with their usual columns, and how a row is built.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -99,11 +98,7 @@ def _label(cells: Cells, task: Task) -> str | float:
             raise cells.row.error(f"the label {shown(value)} in {column!r} is not a number, which task: regress needs; "
                                   "for classes give task: classify")
         return number
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int | float) and math.isfinite(value):
-        return str(int(value)) if value == int(value) else str(value)
-    label = cells.checked(value, column).strip()
+    label = cells.written("label").strip()
     if not label:
         raise cells.row.error(f"the label in {column!r} is empty")
     return label
@@ -216,6 +211,15 @@ def _match(format: Format, present: Sequence[str], wanted: Mapping[str, str],
     return matched, missing
 
 
+def usual_names(present: Sequence[str]) -> dict[str, str]:
+    """The column of each field of the formats that these columns make up: text is `sentence`, say."""
+    found: dict[str, str] = {}
+    for format in FORMATS.values():
+        matched, missing = _match(format, present, {})
+        found |= {} if missing else {field: name for field, name in matched.items() if field not in found}
+    return found
+
+
 def _guess(format: Format, columns: Mapping[str, str], rows: Sequence[Row]) -> Task:
     if len(format.tasks) == 1 or "label" not in columns:
         return format.tasks[0]
@@ -243,7 +247,12 @@ def _unrecognised(present: Sequence[str], wanted: Mapping[str, str], task: Task 
     if matched and missing:
         message += f"; for {begun.name} {' and '.join(missing)} is missing"
     message += "; say which are which in data.columns, as in {text: review, label: stars}"
-    suspicious = any(not name or len(name) > 40 or as_number(name) is not None for name in present)
-    if suspicious and row.file.lower().endswith((".csv", ".tsv")):
+    if is_data(present, row.file):
         message += f"; {no_header(present)}"
     return InputError(message, file=row.file)
+
+
+def is_data(header: Sequence[str], file: str) -> bool:
+    """Whether the header of a table looks like its first row."""
+    odd = any(not name or len(name) > 40 or as_number(name) is not None for name in header)
+    return odd and file.lower().endswith((".csv", ".tsv"))

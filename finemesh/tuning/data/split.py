@@ -10,20 +10,31 @@ import hashlib
 import json
 import os
 from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from finemesh.errors import InputError, nearest
 from finemesh.trial import write_json
-from finemesh.tuning.data.examples import Example, Labelled, from_json
+from finemesh.tuning.data.examples import Dialogue, Example, Labelled, from_json
 from finemesh.tuning.data.files import read_rows
 from finemesh.tuning.data.formats import Recognised, Task, as_number, recognise
 
 NAMES = ("train", "validation", "test")
 FEW_ROWS = 20  # a split with fewer is worth a word
 MOST_PLACES = 10  # shown of rows that must go
+
+
+class Keyed(Protocol):
+    """What can be split: `key` names the question."""
+
+    @property
+    def key(self) -> str: ...
+
+
+K = TypeVar("K", bound=Keyed)
 
 
 @dataclass(frozen=True)
@@ -39,6 +50,7 @@ class Splits:
     duplicates: int = 0  # rows left out because an equal one is kept
     dropped: int = 0  # rows without an answer
     notes: tuple[str, ...] = field(default=())
+    clusters: Mapping[str, str] = field(default_factory=dict)  # of data.tasks: task to cluster
 
     def __getitem__(self, name: str) -> tuple[Example, ...]:
         return {"train": self.train, "validation": self.validation, "test": self.test}[name]
@@ -56,7 +68,13 @@ class Splits:
     def summary(self) -> dict[str, Any]:
         return {"rows": {name: len(self[name]) for name in NAMES}, "duplicates": self.duplicates,
                 "dropped": self.dropped, "data_hash": self.data_hash, "format": self.format, "task": self.task,
-                "labels": list(self.labels), "notes": list(self.notes)}
+                "labels": list(self.labels), "notes": list(self.notes),
+                **({"tasks": self._mixture()} if self.clusters else {})}
+
+    def _mixture(self) -> dict[str, Any]:
+        counts = {name: Counter(e.task for e in self[name] if isinstance(e, Dialogue)) for name in NAMES}
+        return {task: {"cluster": cluster, "rows": {name: counts[name][task] for name in NAMES}}
+                for task, cluster in self.clusters.items()}
 
     def write(self, folder: Path) -> None:
         """train.jsonl, validation.jsonl, test.jsonl and, last, summary.json; each whole or not at all."""
@@ -83,7 +101,8 @@ def read_splits(folder: Path) -> Splits:
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     train, validation, test = (read_split(folder / f"{name}.jsonl") for name in NAMES)
     return Splits(train, validation, test, summary["task"], summary["format"], tuple(summary["labels"]),
-                  summary["duplicates"], summary["dropped"], tuple(summary["notes"]))
+                  summary["duplicates"], summary["dropped"], tuple(summary["notes"]),
+                  {name: task["cluster"] for name, task in summary.get("tasks", {}).items()})
 
 
 @dataclass(frozen=True)
@@ -111,7 +130,7 @@ def load(train: str, validation: float | str = 0.1, test: float | str = 0.1, *,
     parts = split(source.examples, shares, train) | {name: list(other.examples) for name, other in given.items()}
     duplicates, dropped = sum(s.duplicates for s in sources), sum(s.dropped for s in sources)
     return Splits(tuple(parts["train"]), tuple(parts["validation"]), tuple(parts["test"]), task,
-                  source.recognised.sentence, labels, duplicates, dropped, tuple(_notes(parts, duplicates, dropped)))
+                  source.recognised.sentence, labels, duplicates, dropped, tuple(remarks(parts, duplicates, dropped)))
 
 
 def read_questions(source: str, *, columns: Mapping[str, str | int] | None = None,
@@ -133,8 +152,7 @@ def _read(name: str, columns: Mapping[str, str | int], task: Task | None) -> _So
     return _Source(name, recognised, kept, len(examples) - len(kept), dropped)
 
 
-def split(examples: Sequence[Example], shares: Mapping[str, float],
-          source: str = "data.train") -> dict[str, list[Example]]:
+def split(examples: Sequence[K], shares: Mapping[str, float], source: str = "data.train") -> dict[str, list[K]]:
     """train, and of validation and test those that have a share. Each gets at least one question, see the top."""
     for name, share in shares.items():
         if not 0 < share < 1:
@@ -148,7 +166,7 @@ def split(examples: Sequence[Example], shares: Mapping[str, float],
                          f"fill train and {' and '.join(shares)}; at least {len(shares) + 1} rows with different "
                          "questions are needed, some hundreds for losses worth comparing", file=source)
     home = _homes(points, {name: shares[name] for name in ("test", "validation") if name in shares})
-    parts: dict[str, list[Example]] = {name: [] for name in ("train", *shares)}
+    parts: dict[str, list[K]] = {name: [] for name in ("train", *shares)}
     for example in examples:
         parts[home[_point(example.key)]].append(example)
     return parts
@@ -203,7 +221,7 @@ def _labels(source: _Source, *given: _Source) -> tuple[str, ...]:
     return tuple(sorted(names, key=lambda name: (0.0 if None in numbers.values() else numbers[name] or 0.0, name)))
 
 
-def _notes(parts: Mapping[str, Sequence[Example]], duplicates: int, dropped: int) -> list[str]:
+def remarks(parts: Mapping[str, Sequence[Example]], duplicates: int, dropped: int) -> list[str]:
     notes = []
     if duplicates:
         notes.append(f"{duplicates} rows equal to another one were left out")

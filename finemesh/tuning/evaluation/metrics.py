@@ -27,3 +27,12 @@ def regression_metrics(truth: Sequence[Any], predicted: Sequence[float]) -> dict
         warnings.simplefilter("ignore")
         return {"pearson": float(pearsonr(truth, predicted).statistic),
                 "spearman": float(spearmanr(truth, predicted).statistic)}
+
+
+def task_losses(tasks: Sequence[str], losses: Sequence[float], weights: Sequence[int]) -> dict[str, float]:
+    """`loss_TASK` of every task of a mixture, over its rows alone; a row without a task counts to none."""
+    sums: dict[str, list[float]] = {}
+    for task, loss, weight in zip(tasks, losses, weights, strict=True):
+        total = sums.setdefault(task, [0.0, 0.0])
+        total[0], total[1] = total[0] + loss * weight, total[1] + weight
+    return {f"loss_{task}": total / weight for task, (total, weight) in sorted(sums.items()) if task}

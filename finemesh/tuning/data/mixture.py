@@ -1,0 +1,163 @@
+"""Instruction tuning: tasks become one mixture of dialogues, judged on task clusters that no row of is trained on.
+
+FLAN (arXiv 2109.01652), with examples-proportional mixing under a cap (arXiv 1910.10683, section 3.5.2). Which rows judge,
+and why, is in docs/decisions/005. A row's split, its template and whether the cap keeps it follow from hashes of the row.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from finemesh.errors import InputError, nearest
+from finemesh.tuning.data.cells import Cells
+from finemesh.tuning.data.examples import Dialogue
+from finemesh.tuning.data.files import no_header, read_rows
+from finemesh.tuning.data.formats import is_data, usual_names
+from finemesh.tuning.data.instructions import Item, Template
+from finemesh.tuning.data.rows import Row
+from finemesh.tuning.data.split import NAMES, Splits, remarks, split
+
+
+@dataclass(frozen=True)
+class TaskSource:
+    """What the config says of a task. `labels`: words for the values of the one column that its first template answers with."""
+
+    train: str
+    templates: Sequence[Template]
+    cluster: str
+    cap: int | None = None  # at most so many rows are used
+    columns: Mapping[str, str | int] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def named(self) -> set[str]:
+        """All the columns that the templates name."""
+        return {name for template in self.templates for name in template.asks | template.answers}
+
+    @property
+    def straight(self) -> list[Template]:
+        """Those that ask as the first one does."""
+        return [template for template in self.templates if template.answers == self.templates[0].answers]
+
+
+def load_tasks(tasks: Mapping[str, TaskSource], held_out: Sequence[str] = (), validation: float = 0.1,
+               test: float = 0.1) -> Splits:
+    """The splits of a mixture: validation and test are rows of the held-out clusters, or shares of every task."""
+    items: dict[str, list[Item]] = {}
+    duplicates = dropped = 0
+    for name, task in tasks.items():
+        try:
+            items[name], equal, blank = _read(name, task)
+        except InputError as error:
+            raise InputError(f"data.tasks.{name}: {error}") from None
+        duplicates, dropped = duplicates + equal, dropped + blank
+    clusters = {name: task.cluster for name, task in tasks.items()}
+    parts, notes = _judged_zero_shot(items, tasks, held_out, validation, test) if held_out else \
+        (split(_capped(items, tasks), {"validation": validation, "test": test}, "data.tasks"), [])
+    made: dict[str, list[Dialogue]] = {}
+    for name in NAMES:
+        put = [item.put(tasks[item.task].templates if name == "train" else tasks[item.task].straight)
+               for item in sorted(parts[name], key=lambda item: item.draw("order"))]
+        made[name] = list({example.row_hash: example for example in put}.values())  # tasks may share rows
+        duplicates += len(put) - len(made[name])
+    return Splits(tuple(made["train"]), tuple(made["validation"]), tuple(made["test"]), "instruct",
+                  _sentence(clusters, held_out), (), duplicates, dropped,
+                  (*notes, *remarks(made, duplicates, dropped)), clusters)
+
+
+def _read(name: str, task: TaskSource) -> tuple[list[Item], int, int]:
+    """The distinct rows in the file's order; how many were equal to another one, and how many had no answer."""
+    rows = read_rows(task.train, {**task.columns, **{column: column for column in task.named - set(task.columns)}})
+    columns = _columns(task, rows)
+    answers = {template.answers for template in task.templates}
+    found: dict[str, Item] = {}
+    blank = 0
+    for row in rows:
+        cells = Cells(row, columns)
+        values = {column: cells.written(column) for column in sorted(columns)}
+        if task.labels:
+            (answer,) = task.templates[0].answers
+            values[answer] = _word(values[answer], task.labels, row)
+        item = Item(name, values, task.templates[0].asks, row.place)
+        if all(any(values[column].strip() for column in answer) for answer in answers):
+            found.setdefault(item.row_hash, item)
+        else:
+            blank += 1
+    if not found:
+        raise InputError(f"none of its {len(rows)} rows has an answer to learn: what the templates answer with is blank "
+                         "everywhere", file=task.train)
+    return list(found.values()), len(rows) - blank - len(found), blank
+
+
+def _columns(task: TaskSource, rows: Sequence[Row]) -> dict[str, str]:
+    """The column of each name in the templates: as `columns` says, else one of that name, else the usual one for it."""
+    present = list(dict.fromkeys(column for row in rows for column in row.fields))
+    given = {name: str(column) for name, column in task.columns.items()}
+    known = usual_names(present) | {column: column for column in present} | given
+    for name, column in given.items():
+        if column not in present:
+            raise InputError(f"columns: there is no column {column!r} (for {name}) in {task.train}.{nearest(column, present)}")
+    for number, template in enumerate(task.templates, start=1):
+        for name in sorted(template.asks | template.answers):
+            if name not in known:
+                mend = f" Note that {no_header(present)}" if is_data(present, task.train) else ""
+                raise InputError(f"templates: template {number} names {{{name}}}, which is no column of {task.train}."
+                                 f"{nearest(name, present)}{mend}")
+    return {name: known[name] for name in task.named}
+
+
+def _word(value: str, labels: Mapping[str, str], row: Row) -> str:
+    if value.strip() not in labels:
+        raise row.error(f"there is no word for the label {value.strip()!r} in labels; it has {', '.join(labels)}")
+    return labels[value.strip()]
+
+
+def _capped(items: Mapping[str, Iterable[Item]], tasks: Mapping[str, TaskSource]) -> list[Item]:
+    """Of each task at most `cap` rows: those that rows added later are least likely to displace."""
+    return [item for name, rows in items.items()
+            for item in sorted(rows, key=lambda item: item.draw("cap"))[:tasks[name].cap]]
+
+
+def _judged_zero_shot(items: Mapping[str, list[Item]], tasks: Mapping[str, TaskSource], held_out: Sequence[str],
+                      validation: float, test: float) -> tuple[dict[str, list[Item]], list[str]]:
+    """Trained on the other clusters; the last held-out one tests, those before it validate, a single one does both."""
+    home = {name: "train" if task.cluster not in held_out else "test" if task.cluster == held_out[-1] else "validation"
+            for name, task in tasks.items()}
+    rows = {part: {name: items[name] for name in items if home[name] == part} for part in NAMES}
+    notes = []
+    for later, earlier in (("test", "validation"), ("test", "train"), ("validation", "train")):
+        rows[earlier], met = _without(rows[earlier], rows[later])
+        if met:
+            notes.append(f"{met} {earlier} rows whose question is also one of the held-out {later} tasks were left out")
+    parts = {part: _capped(rows[part], tasks) for part in NAMES}
+    if len(held_out) == 1:
+        if len({item.key for item in parts["test"]}) < 2:
+            raise InputError(f"data.held_out: {held_out[0]} has rows of one question only, where validation and test need "
+                             "one each: give its tasks more rows, or hold out a second cluster")
+        halves = split(parts["test"], {"test": test / (validation + test)})
+        parts |= {"validation": halves["train"], "test": halves["test"]}
+        notes.append(f"validation and test are different rows of one cluster, {held_out[0]}: the test's rows are new, but the "
+                     "search chose by their task; with a second cluster in data.held_out the test's task is new too")
+    empty = next((part for part in NAMES if not parts[part]), None)
+    if empty:
+        raise InputError(f"data.held_out: no row is left for the {empty} split once those are taken out that a held-out task "
+                         "asks too: give the tasks of different clusters different texts")
+    return parts, notes
+
+
+def _without(rows: Mapping[str, list[Item]], others: Mapping[str, list[Item]]) -> tuple[dict[str, list[Item]], int]:
+    """The rows that ask none of the others' questions, and how many do."""
+    there = {item.key for items in others.values() for item in items}
+    kept = {name: [item for item in items if item.key not in there] for name, items in rows.items()}
+    return kept, sum(map(len, rows.values())) - sum(map(len, kept.values()))
+
+
+def _sentence(clusters: Mapping[str, str], held_out: Sequence[str]) -> str:
+    def tasks(*names: str) -> str:
+        return f"{' and '.join(names)} ({', '.join(task for task, cluster in clusters.items() if cluster in names)})"
+
+    trained = ", ".join(task for task, cluster in clusters.items() if cluster not in held_out)
+    if not held_out:
+        return f"instructions of {trained}; validation and test are shares of all of them"
+    if len(held_out) == 1:
+        return f"instructions of {trained}; zero-shot validation and test on {tasks(*held_out)}"
+    return f"instructions of {trained}; zero-shot validation on {tasks(*held_out[:-1])}, test on {tasks(held_out[-1])}"
