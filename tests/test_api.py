@@ -104,6 +104,52 @@ def test_a_classifier_on_an_encoder(places, tmp_path):
     assert set(labels) <= set(tiny.LABELS)
 
 
+TASKS = """
+model: {model}
+data:
+  tasks:
+    repeat:
+      train: {folder}/repeat.jsonl
+      templates: ["w20 {{first}} {{rest}} => {{first}} {{first}}", "w21 {{first}} => {{rest}}"]
+      cap: 60
+    last: {{train: {folder}/last.jsonl, templates: ["w22 {{first}} {{rest}} => {{rest}}"], cluster: copying}}
+    held: {{train: {folder}/held.jsonl, templates: ["{{first}} {{rest}} => {{first}}"], cluster: held}}
+    new: {{train: {folder}/new.jsonl, templates: ["{{rest}} {{first}} => {{first}} {{first}}"], cluster: new}}
+  held_out: [held, new]
+  max_length: 32
+methods: [lora, prompt]
+search: {{optimizer: random, trials: 3, steps: 4, batch_size: 8, repeats: 1}}
+out: {out}
+"""
+
+
+def test_several_tasks_are_judged_on_those_that_were_held_out(places, tmp_path):
+    for start, name in enumerate(("repeat", "last", "held", "new")):
+        rows = [{"first": f"w{5 * start + i % 5}", "rest": f"w{i % 19} w{i // 5}"} for i in range(100)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file = tmp_path / "tasks.yaml"
+    file.write_text(TASKS.format(model=places / "causal", folder=tmp_path, out=tmp_path / "run"))
+    found = api.check(load_config(file))
+    assert {name: task["rows"]["train"] > 0 for name, task in found["tasks"].items()} == {
+        "repeat": True, "last": True, "held": False, "new": False}
+    document = api.search(load_config(file))
+    assert document["state"] == "finished"
+    assert {tuple(o["metrics"]) for o in outcomes(tmp_path / "run")} == {("loss_held",)}
+    assert document["best"]["validation_loss"] == pytest.approx(min(o["metrics"]["loss_held"] for o in outcomes(tmp_path / "run")))
+    for result in (document["test"]["untuned"], document["test"]["winner"]):
+        assert result["metrics"] == {"loss_new": pytest.approx(result["loss"])}
+    splits = {name: [json.loads(line)["task"] for line in (tmp_path / f"run/splits/{name}.jsonl").read_text().splitlines()]
+              for name in ("train", "validation", "test")}
+    assert {name: set(tasks) for name, tasks in splits.items()} == {
+        "train": {"repeat", "last"}, "validation": {"held"}, "test": {"new"}}
+    card = (tmp_path / "run/best/README.md").read_text()
+    assert "repeat (" in card
+    assert "loss new" in card
+    assert "held, held: 100 validation" in (tmp_path / "run/report.html").read_text()
+    (tmp_path / "questions.jsonl").write_text('{"prompt": "w23 w5"}\n')
+    assert len(list(api.predict(tmp_path / "run", str(tmp_path / "questions.jsonl")))) == 1
+
+
 def test_constraints_make_a_trial_infeasible_before_it_trains(places, tmp_path):
     settings = config(places, tmp_path / "run", methods="{lora: {rank: [2, 64]}, prompt: {length: 2}}", trials=4)
     search = settings.search.model_copy(update={"constraints": {"trainable_parameters": 200.0}})
