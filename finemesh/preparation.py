@@ -39,10 +39,21 @@ class Study:
     references: Mapping[str, Mapping[str, Any]]
 
 
+def load_data(config: Config) -> Splits:
+    """The splits as the config's sources give them, without a look at the model."""
+    data = config.data
+    if not data.tasks:
+        assert data.train is not None
+        return load(data.train, data.validation, data.test, columns=data.columns, task=config.task)
+    tasks = {name: TaskSource(task.train, [Template.read(text) for text in task.templates], data.clusters[name], task.cap,
+                              task.columns, task.labels) for name, task in data.tasks.items()}
+    return load_tasks(tasks, data.held_out or (), float(data.validation), float(data.test))
+
+
 def read_data(config: Config, source: ModelSource) -> Splits:
     """The splits of the config's data, without rows that the model would not score. InputError if none is left."""
     data = config.data
-    splits = _loaded(config)
+    splits = load_data(config)
     tokenizer = load_tokenizer(source)
     kept: dict[str, Any] = {}
     dropped = 0
@@ -54,16 +65,6 @@ def read_data(config: Config, source: ModelSource) -> Splits:
     if dropped:
         notes += (f"{dropped} rows have no scored token within data.max_length {data.max_length} and were left out",)
     return replace(splits, **kept, dropped=splits.dropped + dropped, notes=notes)
-
-
-def _loaded(config: Config) -> Splits:
-    data = config.data
-    if not data.tasks:
-        assert data.train is not None
-        return load(data.train, data.validation, data.test, columns=data.columns, task=config.task)
-    tasks = {name: TaskSource(task.train, [Template.read(text) for text in task.templates], data.clusters[name], task.cap,
-                              task.columns, task.labels) for name, task in data.tasks.items()}
-    return load_tasks(tasks, data.held_out or (), float(data.validation), float(data.test))
 
 
 def searched_space(config: Config, splits: Splits, source: ModelSource) -> Space:

@@ -135,7 +135,8 @@ def test_several_tasks_are_judged_on_those_that_were_held_out(places, tmp_path):
     document = api.search(load_config(file))
     assert document["state"] == "finished"
     assert {tuple(o["metrics"]) for o in outcomes(tmp_path / "run")} == {("loss_held",)}
-    assert document["best"]["validation_loss"] == pytest.approx(min(o["metrics"]["loss_held"] for o in outcomes(tmp_path / "run")))
+    best = min(o["metrics"]["loss_held"] for o in outcomes(tmp_path / "run"))
+    assert document["best"]["validation_loss"] == pytest.approx(best)
     for result in (document["test"]["untuned"], document["test"]["winner"]):
         assert result["metrics"] == {"loss_new": pytest.approx(result["loss"])}
     splits = {name: [json.loads(line)["task"] for line in (tmp_path / f"run/splits/{name}.jsonl").read_text().splitlines()]

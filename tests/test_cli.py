@@ -123,6 +123,19 @@ def test_check(folder: Path, fake: Fake, capsys: Captured) -> None:
     assert json.loads(capsys.readouterr().out) == found
 
 
+def test_check_shows_a_mixture(folder: Path, fake: Fake, capsys: Captured) -> None:
+    tasks = {"sst2": {"cluster": "sentiment", "rows": {"train": 300, "validation": 0, "test": 0}},
+             "cola": {"cluster": "grammar", "rows": {"train": 100, "validation": 0, "test": 0}},
+             "rte": {"cluster": "entailment", "rows": {"train": 0, "validation": 49, "test": 51}}}
+    fake(check={"task": "instruct", "format": "instructions", "rows": {"train": 400, "validation": 49, "test": 51},
+                "tasks": tasks, "duplicates": 0, "dropped": 0, "model": "some/model", "precision": "bf16",
+                "epochs_a_trial": 2.37, "base_memory_mb": 824.0, "methods": {}, "search_seconds": 60, "warnings": []})
+    assert main(["check", "mine.yaml"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["sst2", "sentiment", "300", "(75", "%)", "0", "0"] in lines
+    assert ["rte", "entailment", "held", "out", "49", "51"] in lines
+
+
 def test_report_prints_its_path(folder: Path, fake: Fake, capsys: Captured) -> None:
     fake(report=folder / "runs" / "report.html")
     assert main(["report", "runs"]) == 0

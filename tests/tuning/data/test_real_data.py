@@ -1,13 +1,17 @@
 """The data sets of the benchmarks, read as they are. They lie in FINEMESH_DATA, by default ../shared/data."""
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from finemesh.errors import InputError
+from finemesh.tuning.data.examples import Dialogue
 from finemesh.tuning.data.files import read_rows
 from finemesh.tuning.data.formats import recognise
+from finemesh.tuning.data.instructions import Template
+from finemesh.tuning.data.mixture import TaskSource, load_tasks
 from finemesh.tuning.data.split import NAMES, load, read_questions
 
 ROOT = Path(__file__).parents[3]
@@ -66,3 +70,17 @@ def test_rows_that_the_published_splits_share_are_found() -> None:
         load(path("cola_in_domain_train.tsv"), path("cola_in_domain_dev.tsv"))
     splits = load(path("sst2_train.tsv"), path("sst2_dev.tsv"), 0.1)
     assert len(splits.validation) == 872
+
+
+def test_tasks_of_three_clusters() -> None:
+    def source(name: str, cap: int, cluster: str, *templates: str) -> TaskSource:
+        return TaskSource(path(name), [Template.read(text) for text in templates], cluster, cap)
+
+    splits = load_tasks({
+        "sst2": source("sst2_train.tsv", 500, "sentiment", "{text} Good? => {label}", "A {label} review: => {text}"),
+        "cola": source("cola_in_domain_train.tsv", 300, "grammar", "Is this acceptable? {sentence} => {label}"),
+        "rte": source("rte_val.jsonl", 100, "entailment", "{premise} So: {hypothesis} => {label}")}, ["entailment"])
+    counts = {name: Counter(example.task for example in splits[name] if isinstance(example, Dialogue)) for name in NAMES}
+    assert counts["train"] == {"sst2": 500, "cola": 300}
+    assert set(counts["validation"]) == set(counts["test"]) == {"rte"}
+    assert counts["validation"]["rte"] + counts["test"]["rte"] == 100

@@ -1,6 +1,6 @@
 import pytest
 
-from finemesh.tuning.evaluation.metrics import classification_metrics, regression_metrics
+from finemesh.tuning.evaluation.metrics import classification_metrics, regression_metrics, task_losses
 
 
 def test_two_classes_by_hand():
@@ -22,3 +22,9 @@ def test_correlations():
 
 def test_a_constant_prediction_has_no_correlation():
     assert regression_metrics([1.0, 2.0, 3.0], [2.0, 2.0, 2.0]) == {"pearson": 0.0, "spearman": 0.0}
+
+
+def test_the_loss_of_every_task_is_over_its_scored_tokens() -> None:
+    losses = task_losses(["b", "a", "b", ""], [1.0, 5.0, 4.0, 9.0], [2, 1, 1, 7])
+    assert losses == {"loss_a": 5.0, "loss_b": 2.0}
+    assert task_losses(["", ""], [1.0, 2.0], [1, 1]) == {}
