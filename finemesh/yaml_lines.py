@@ -27,11 +27,11 @@ _RULES = {
 
 
 class Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012 - PyYAML has it as an attribute of instances
+    yaml_implicit_resolvers: dict[Any, Any] = {}
 
 
 class Dumper(yaml.SafeDumper):
-    yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012 - PyYAML has it as an attribute of instances
+    yaml_implicit_resolvers: dict[Any, Any] = {}
 
 
 for _tag, (_pattern, _first) in _RULES.items():

@@ -1,0 +1,36 @@
+"""The entries of a product, however they are computed, are those of the dense product."""
+
+import pytest
+import torch
+
+from finemesh.tuning.kernels import sampled
+from finemesh.tuning.kernels.sampled import Entries, Tokens
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("density", [0.001, 0.05, 0.5])
+def test_entries_of_the_dense_product(dtype, density):
+    torch.manual_seed(0)
+    left, right = torch.randn(70, 40).to(dtype), torch.randn(70, 96).to(dtype)
+    count = max(1, round(density * 40 * 96))
+    flat = torch.randperm(40 * 96)[:count].sort().values.int()
+    found = Entries(flat, (40, 96)).gradient(Tokens(left), Tokens(right))
+    assert found.dtype == torch.float32
+    exact = (left.double().t() @ right.double()).flatten()[flat]
+    torch.testing.assert_close(found.double(), exact, atol=1e-4 if dtype == torch.float32 else 0.25, rtol=1e-5)
+
+
+def test_both_ways_are_taken(monkeypatch):
+    entries = Entries(torch.tensor([0, 5, 11], dtype=torch.int32), (3, 4))
+    left, right = torch.randn(7, 3), torch.randn(7, 4)
+    dense = entries.gradient(Tokens(left), Tokens(right))
+    assert entries._pattern is None
+    monkeypatch.setattr(sampled, "PAYS_UP_TO", {torch.float32: 1.0})
+    torch.testing.assert_close(entries.gradient(Tokens(left), Tokens(right)), dense)
+    assert entries._pattern is not None
+
+
+def test_columns_are_made_once():
+    tokens = Tokens(torch.randn(5, 3))
+    assert tokens.columns is tokens.columns
+    assert torch.equal(tokens.columns, tokens.values.t())
