@@ -191,10 +191,19 @@ def _card(run: RunFolder, config: Config, task: Task, found: Mapping[str, Any]) 
     method = METHODS[found["winner"]["method"]]
     machine = json.loads(run.machine.read_text(encoding="utf-8"))
     return {"name": run.path.name, "base_model": task.source.public_name, "task": task.task, "labels": list(task.labels),
-            "method": describe(method), "peft_type": method.peft_type, "finish": found, "data": read_summary(run),
+            "method": describe(method), "peft_type": _peft_type(run.path / found["winner"]["folder"] / "adapter"),
+            "finish": found, "data": read_summary(run),
             "source": config.data.source, "versions": machine["versions"], "machine": machine, "steps": task.steps,
             "batch_size": task.batch_size, "max_length": task.max_length, "optimizer": config.search.optimizer,
             "trials": len(run.outcomes())}
+
+
+def _peft_type(adapter: Path) -> str | None:
+    """None: it is a transformers folder; "finemesh": a form of the method's own."""
+    file = adapter / "adapter_config.json"
+    if file.exists():
+        return str(json.loads(file.read_text(encoding="utf-8"))["peft_type"])
+    return None if (adapter / "config.json").exists() else "finemesh"
 
 
 def _one(run: RunFolder, task: Task, job: Job, observer: Observer | None) -> Outcome:

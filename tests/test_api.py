@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from finemesh import api
+from finemesh.cli import main
 from finemesh.config import load_config
 from finemesh.errors import InputError
 from tests import tiny
@@ -173,3 +174,13 @@ def test_check_spends_nothing_and_tells_all(places, tmp_path):
 def test_an_encoder_is_told_that_it_cannot_write(places, tmp_path):
     with pytest.raises(InputError, match="encoder and cannot write answers"):
         api.search(config(places, tmp_path / "run", model="encoder"))
+
+
+@pytest.mark.parametrize("method", ["prefix", "prompt", "p_tuning", "p_tuning_v2"])
+def test_vectors_that_do_not_fit_the_context_are_refused(places, tmp_path, capsys, method):
+    config(places, tmp_path / "run", methods=f"{{{method}: {{length: 9000}}}}")
+    assert main(["check", str(tmp_path / "run.yaml")]) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert f"methods.{method}.length: 9000 cannot be used here" in message
+    assert "the model has 128; give a length of at most 1" in message
+    assert not (tmp_path / "run").exists()

@@ -2,8 +2,9 @@
 
 The page is a function of the content alone: no clock, no path of this machine. The content, by name:
 name (of the run), base_model (as anyone can load it), task, labels (of a classification), method (an entry of
-`finemesh methods --json`), peft_type (None: the folder is a transformers model), finish (finish.json), data
-(splits/summary.json), source (where the data came from), versions, steps, batch_size, max_length, optimizer, trials.
+`finemesh methods --json`), peft_type (None: the folder is a transformers model; "finemesh": no stock library loads it),
+finish (finish.json), data (splits/summary.json), source (where the data came from), versions, steps, batch_size,
+max_length, optimizer, trials.
 """
 
 import os
@@ -55,7 +56,8 @@ def card(content: Content) -> str:
 def front_matter(content: Content) -> str:
     """The hub's metadata; a base model that is not on the hub has no place in it."""
     adapter = content["peft_type"] is not None
-    fields: dict[str, Any] = {"library_name": "peft" if adapter else "transformers",
+    library = ("finemesh" if content["peft_type"] == "finemesh" else "peft") if adapter else "transformers"
+    fields: dict[str, Any] = {"library_name": library,
                               "pipeline_tag": PIPELINES[content["task"]],
                               "tags": ["finemesh", content["finish"]["winner"]["method"]]}
     if HUB_NAME.fullmatch(content["base_model"]):
@@ -77,6 +79,11 @@ chose the method and its settings by measurement."""
 
 
 def loading(content: Content) -> str:
+    if content["peft_type"] == "finemesh":
+        return """## Load it
+
+No stock library loads this form of tuning. `finemesh predict RUN --data FILE` answers a file's rows with it, RUN being
+the folder that this one lies in."""
     adapter, auto = content["peft_type"] is not None, AUTO[content["task"]]
     code = ["from peft import PeftModel"] * adapter + [f"from transformers import {auto}, AutoTokenizer", ""]
     code.append('tokenizer = AutoTokenizer.from_pretrained(".")')

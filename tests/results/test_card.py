@@ -60,6 +60,13 @@ def test_text_of_the_user_has_no_meaning_in_markdown() -> None:
     assert "<script>" not in text.replace("\\<script\\>", "")
 
 
+def test_what_no_stock_library_loads_says_so() -> None:
+    text = card(CONTENT | {"peft_type": "finemesh"})
+    assert "library_name: finemesh" in text
+    assert "finemesh predict RUN" in text
+    assert "PeftModel" not in text
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("task", ["instruct", "classify", "regress"])
 @pytest.mark.parametrize("peft_type", ["LORA", None])

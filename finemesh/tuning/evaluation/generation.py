@@ -17,12 +17,14 @@ def answers(model: Any, tokenizer: PreTrainedTokenizerBase, questions: Sequence[
             most_new_tokens: int = MOST_NEW_TOKENS) -> list[str]:
     """One answer a question, which is shown as its tokens stand: as the method shapes it."""
     model.eval()
+    vectors = getattr(getattr(model, "active_peft_config", None), "num_virtual_tokens", 0)  # beside the tokens
     texts = []
     for question in questions:
         ids = torch.tensor([question.input_ids], device=next(model.parameters()).device)
-        room = context_length(model.config) - ids.size(1)
+        room = context_length(model.config) - vectors - ids.size(1)
         output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids),
                                 max_new_tokens=max(1, min(most_new_tokens, room)), do_sample=False, use_cache=True,
+                                repetition_penalty=1.0,  # whatever the model's own settings say: greedy, and nothing else
                                 pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id)
         new = output[0, ids.size(1):] if output.size(1) > ids.size(1) else output[0]
         texts.append(str(tokenizer.decode(new, skip_special_tokens=True)).strip())

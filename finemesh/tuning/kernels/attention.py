@@ -21,30 +21,35 @@ KEPT = 1024  # longest rows whose probabilities are kept for the gradient; those
 
 
 def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor,
-                     rows: Rows, head_width: int, scale: float) -> torch.Tensor:
+                     rows: Rows, head_width: int, scale: float, past: torch.Tensor | None = None) -> torch.Tensor:
     """q (tokens, heads * head_width), k and v (tokens, key heads * head_width) -> (tokens, heads * head_width).
 
-    `cos` and `sin` (time, head_width / 2) rotate q and k by their positions in the rows.
+    `cos` and `sin` (time, head_width / 2) rotate q and k by their positions in the rows. `past` (2, virtual, key heads *
+    head_width): keys (taken as they are) and values that every token of every row sees.
     """
-    y: torch.Tensor = _Attention.apply(q, k, v, cos, sin, rows, head_width, scale)
+    y: torch.Tensor = _Attention.apply(q, k, v, cos, sin, rows, head_width, scale, past)
     return y
 
 
 class _Attention(Function):
     @staticmethod
     def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor,
-                rows: Rows, width: int, scale: float) -> torch.Tensor:
+                rows: Rows, width: int, scale: float, past: torch.Tensor | None) -> torch.Tensor:
         key_heads = k.size(1) // width
         group = q.size(1) // k.size(1)  # query heads a key head
         cos, sin = cos[:, None], sin[:, None]  # (time, 1, width / 2)
         queries = _rotated(_by_head(rows.spread(q), key_heads, group), cos * scale, sin * scale)
         keys = _rotated(_by_head(rows.spread(k), key_heads, 1), cos, sin)
         values = _by_head(rows.spread(v), key_heads, 1).reshape(keys.shape)
+        if past is not None:
+            before = past.view(2, 1, -1, key_heads, width).transpose(2, 3)  # (2, 1, key heads, virtual, width)
+            before_k, before_v = before.expand(-1, rows.batch, -1, -1, -1).flatten(1, 2)
+            keys, values = torch.cat([before_k, keys], 1), torch.cat([before_v, values], 1)
         outputs = torch.empty_like(queries)
         kept = []
         for block, end in _blocks(rows.time):
-            p = _probabilities(queries, keys, block, end, group)
-            outputs[:, block.start * group:end * group] = torch.bmm(p, values[:, :end])
+            p = _probabilities(queries, keys, rows, block, group)
+            outputs[:, block.start * group:end * group] = torch.bmm(p, values[:, :p.size(2)])
             kept.append(p)
         keep = rows.time <= KEPT and any(ctx.needs_input_grad)
         ctx.save_for_backward(queries, keys, values, cos, sin, *(kept if keep else ()))
@@ -57,18 +62,24 @@ class _Attention(Function):
         rows, group, scale = ctx.rows, ctx.group, ctx.scale
         d_outputs = _by_head(rows.spread_gradient(dy), keys.size(0) // rows.batch, group).reshape(queries.shape)
         d_queries, d_keys, d_values = torch.empty_like(queries), torch.zeros_like(keys), torch.zeros_like(values)
+        virtual = keys.size(1) - rows.time
         for i, (block, end) in enumerate(_blocks(rows.time)):
             where = slice(block.start * group, end * group)
-            p = kept[i] if kept else _probabilities(queries, keys, block, end, group)
+            p = kept[i] if kept else _probabilities(queries, keys, rows, block, group)
+            end += virtual
             d_values[:, :end] += torch.bmm(p.transpose(1, 2), d_outputs[:, where])
             dp = torch.bmm(d_outputs[:, where], values[:, :end].transpose(1, 2))
             ds = torch.ops.aten._softmax_backward_data(dp, p, -1, p.dtype)
             d_queries[:, where] = torch.bmm(ds, keys[:, :end])
             d_keys[:, :end] += torch.bmm(ds.transpose(1, 2), queries[:, where])
         dq = rows.gather_gradient(_by_token(d_queries, rows, group, cos * scale, sin * -scale))
-        dk = rows.gather_gradient(_by_token(d_keys, rows, 1, cos, -sin))
-        dv = rows.gather_gradient(_by_token(d_values, rows, 1))
-        return dq, dk, dv, None, None, None, None, None
+        dk = rows.gather_gradient(_by_token(d_keys[:, virtual:], rows, 1, cos, -sin))
+        dv = rows.gather_gradient(_by_token(d_values[:, virtual:], rows, 1))
+        d_past = None
+        if virtual:
+            both = torch.stack([d_keys[:, :virtual], d_values[:, :virtual]])
+            d_past = both.unflatten(1, (rows.batch, -1)).sum(1).transpose(1, 2).flatten(2)
+        return dq, dk, dv, None, None, None, None, None, d_past
 
 
 def _blocks(time: int) -> Iterator[tuple[slice, int]]:
@@ -78,12 +89,13 @@ def _blocks(time: int) -> Iterator[tuple[slice, int]]:
         yield slice(start, end), end
 
 
-def _probabilities(queries: torch.Tensor, keys: torch.Tensor, block: slice, end: int, group: int) -> torch.Tensor:
-    """(batch * key heads, block * group, end)"""
-    scores = torch.bmm(queries[:, block.start * group:end * group], keys[:, :end].transpose(1, 2))
-    count = end - block.start
+def _probabilities(queries: torch.Tensor, keys: torch.Tensor, rows: Rows, block: slice, group: int) -> torch.Tensor:
+    """(batch * key heads, block * group, virtual + block's end)"""
+    first = keys.size(1) - rows.time + block.start  # of the keys that only a part of the block sees
+    count = block.stop - block.start
+    scores = torch.bmm(queries[:, block.start * group:block.stop * group], keys[:, :first + count].transpose(1, 2))
     future = torch.full((count, count), float("-inf"), dtype=scores.dtype).triu_(1).repeat_interleave(group, 0)
-    scores[:, :, block] += future
+    scores[:, :, first:] += future
     return torch.softmax(scores, -1)
 
 

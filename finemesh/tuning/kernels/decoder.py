@@ -4,6 +4,7 @@ Nothing is patched or copied: this is a second way through the same modules, whi
 taken where it computes what the model itself would (`way_through` says), and no other module of a model need know of it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,36 +19,55 @@ from finemesh.tuning.kernels.packing import Rows, common_start, rows_of
 from finemesh.tuning.kernels.pointwise import rms_norm, swiglu
 from finemesh.tuning.kernels.projections import project
 
+SOFT = (PeftType.PROMPT_TUNING, PeftType.P_TUNING, PeftType.PREFIX_TUNING)
 FAMILIES = ("Llama", "Mistral", "Qwen2")  # decoders that differ in the biases of their projections only
 
 
 @dataclass(frozen=True)
 class Way:
-    """A causal model and, for prompt tuning, the wrapper that holds the trained vectors."""
+    """A causal model and, for soft prompts and prefixes, PEFT's wrapper, which holds the trained vectors."""
 
     model: Any
-    prompts: Any | None
+    wrapper: Any | None
 
     def vectors(self) -> torch.Tensor | None:
         """(virtual, width), before every row."""
-        return None if self.prompts is None else self.prompts.get_prompt(batch_size=1)[0]
+        if self.wrapper is None or self._is_prefix:
+            return None
+        vectors: torch.Tensor = self.wrapper.get_prompt(batch_size=1)[0]
+        return vectors
+
+    def past(self, dtype: torch.dtype) -> Sequence[torch.Tensor | None]:
+        """(2, virtual, key heads * head width) of each layer: keys and values before those of every row."""
+        if self.wrapper is None or not self._is_prefix:
+            return [None] * len(self.model.model.layers)
+        name, config = self.wrapper.active_adapter, self.wrapper.active_peft_config
+        encoder = self.wrapper.prompt_encoder[name]
+        tokens = torch.arange(config.num_virtual_tokens)[None]
+        flat = encoder.embedding.weight if config.inference_mode else encoder(tokens)[0]
+        both = flat.to(dtype).view(len(flat), config.num_layers, 2, -1)
+        return both.permute(1, 2, 0, 3).contiguous().unbind()
+
+    @property
+    def _is_prefix(self) -> bool:
+        return self.wrapper is not None and self.wrapper.active_peft_config.peft_type == PeftType.PREFIX_TUNING
 
 
 def way_through(model: nn.Module, time: int) -> Way | None:
     """None where the model must compute its losses itself for rows of `time` positions."""
-    prompts = None
+    wrapper = None
     causal: Any = model
     if isinstance(model, PeftModel):
         causal = model.get_base_model()
         if model.active_peft_config.is_prompt_learning:
-            if model.active_peft_config.peft_type != PeftType.PROMPT_TUNING:
+            if model.active_peft_config.peft_type not in SOFT:
                 return None
-            prompts = model
+            wrapper = model
             time += model.active_peft_config.num_virtual_tokens
     family = type(causal).__name__.removesuffix("ForCausalLM")
     if family not in FAMILIES or not type(causal).__module__.startswith("transformers.models."):
         return None
-    return Way(causal, prompts) if _as_built(causal, family, time) else None
+    return Way(causal, wrapper) if _as_built(causal, family, time) else None
 
 
 def _as_built(causal: Any, family: str, time: int) -> bool:
@@ -59,7 +79,7 @@ def _as_built(causal: Any, family: str, time: int) -> bool:
     if type(decoder).__name__ != family + "Model" or decoder.gradient_checkpointing:
         return False
     head = causal.get_output_embeddings()
-    if type(head) is not nn.Linear or head.bias is not None or type(causal.get_input_embeddings()) is not nn.Embedding:
+    if type(head) is not nn.Linear or head.bias is not None:
         return False
     if head.weight.device.type != "cpu":
         return False
@@ -93,7 +113,7 @@ def scored_losses(model: nn.Module, batch: Batch) -> torch.Tensor | None:
     autocast = torch.is_autocast_enabled("cpu")
     dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
     with torch.autocast("cpu", enabled=False):
-        hidden = _states(way.model.model, x, rows, before, dtype)
+        hidden = _states(way.model.model, x, rows, before, dtype, way.past(dtype))
         return cross_entropy(hidden, way.model.get_output_embeddings().weight, batch.input_ids[batch.scored])
 
 
@@ -102,9 +122,11 @@ def _drops(model: nn.Module) -> bool:
     return any(isinstance(module, nn.Dropout) and module.training and module.p > 0 for module in model.modules())
 
 
-def _states(decoder: Any, x: torch.Tensor, rows: Rows, wanted: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def _states(decoder: Any, x: torch.Tensor, rows: Rows, wanted: torch.Tensor, dtype: torch.dtype,
+            past: Sequence[torch.Tensor | None]) -> torch.Tensor:
     """The last hidden states of the `wanted` ones of the packed tokens, from their embeddings (tokens, width)."""
-    cos, sin = decoder.rotary_emb(x[None], position_ids=torch.arange(rows.time)[None])
+    first = 0 if past[0] is None else past[0].size(1)
+    cos, sin = decoder.rotary_emb(x[None], position_ids=torch.arange(first, first + rows.time)[None])
     half = cos.size(-1) // 2
     cos, sin = cos[0, :, :half].to(dtype), sin[0, :, :half].to(dtype)  # the halves are equal
     last = len(decoder.layers) - 1
@@ -112,7 +134,7 @@ def _states(decoder: Any, x: torch.Tensor, rows: Rows, wanted: torch.Tensor, dty
         attention, mlp = layer.self_attn, layer.mlp
         y = _normed(layer.input_layernorm, x, dtype)
         q, k, v = project(y, [attention.q_proj, attention.k_proj, attention.v_proj])
-        y = causal_attention(q, k, v, cos, sin, rows, attention.head_dim, attention.scaling)
+        y = causal_attention(q, k, v, cos, sin, rows, attention.head_dim, attention.scaling, past[i])
         if i == last:  # of the last layer nothing else is looked at
             x, y = x.index_select(0, wanted), y.index_select(0, wanted)
         (x,) = project(y, [attention.o_proj], x)

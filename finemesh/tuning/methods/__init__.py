@@ -6,6 +6,9 @@ from finemesh.tuning.methods.base import Context, Method, Point
 from finemesh.tuning.methods.full import Full
 from finemesh.tuning.methods.head import Head
 from finemesh.tuning.methods.lora import Lora
+from finemesh.tuning.methods.p_tuning import PTuning
+from finemesh.tuning.methods.p_tuning_v2 import PTuningV2
+from finemesh.tuning.methods.prefix import Prefix
 from finemesh.tuning.methods.prompt import Prompt
 from finemesh.tuning.methods.sift import Sift
 
@@ -13,7 +16,10 @@ METHODS: dict[str, Method] = {
     "lora": Lora(),
     "full": Full(),
     "head": Head(),
+    "prefix": Prefix(),
     "prompt": Prompt(),
+    "p_tuning": PTuning(),
+    "p_tuning_v2": PTuningV2(),
     "sift": Sift(),
 }
 

@@ -132,7 +132,11 @@ class PeftMethod(Method):
         raise NotImplementedError
 
     def prepare(self, model: PreTrainedModel, point: Point, context: Context) -> nn.Module:
-        return get_peft_model(model, self.configuration(model, point, context))
+        tuned: nn.Module = get_peft_model(model, self.configuration(model, point, context))
+        for parameter in tuned.parameters():
+            if parameter.requires_grad:  # PEFT copies the head of a half precision model as it is
+                parameter.data = parameter.data.float()
+        return tuned
 
     def save(self, tuned: nn.Module, folder: Path, base_name: str) -> None:
         assert isinstance(tuned, PeftModel)
@@ -151,26 +155,35 @@ class AdapterMethod(PeftMethod):
 
     def remove(self, tuned: nn.Module) -> PreTrainedModel:
         assert isinstance(tuned, PeftModel)
-        heads = _frozen_heads(tuned.get_base_model())
-        return _as_it_was(tuned.unload(), heads)
+        heads = frozen_heads(tuned.get_base_model())
+        return as_it_was(tuned.unload(), heads)
 
 
 class PromptMethod(PeftMethod):
-    """PEFT methods that put vectors before the input (prompt learning) and leave the base model as it is."""
+    """PEFT methods that put `length` vectors before the input (prompt learning) and leave the base model as it is."""
+
+    def refuses(self, model: PreTrainedModel, point: Point, context: Context) -> str | None:
+        length, room = int(point["length"]), context.context_length
+        longest = max(len(row.input_ids) for row in context.encoded)
+        if length + longest <= room:
+            return None
+        mend = f"a length of at most {room - longest}" if longest < room else f"a data.max_length below {room - length}"
+        return (f"a length of {length} is longer than the context allows: with the longest row ({longest} tokens) it takes "
+                f"{length + longest} positions, and the model has {room}; give {mend}")
 
     def remove(self, tuned: nn.Module) -> PreTrainedModel:
         assert isinstance(tuned, PeftModel)
         model: Any = tuned.get_base_model()
-        return _as_it_was(model, _frozen_heads(model))
+        return as_it_was(model, frozen_heads(model))
 
 
-def _frozen_heads(model: nn.Module) -> dict[str, nn.Module]:
+def frozen_heads(model: nn.Module) -> dict[str, nn.Module]:
     """By name, what PEFT trains a copy of in place of: the head of a classifier or regressor."""
     return {name: module.original_module for name, module in model.named_modules()
             if isinstance(module, ModulesToSaveWrapper)}
 
 
-def _as_it_was(model: PreTrainedModel, heads: Mapping[str, nn.Module]) -> PreTrainedModel:
+def as_it_was(model: PreTrainedModel, heads: Mapping[str, nn.Module]) -> PreTrainedModel:
     for name, head in heads.items():  # unloading leaves the trained copies
         model.set_submodule(name, head)
     if hasattr(model, "peft_config"):

@@ -1,5 +1,6 @@
 """Prompt tuning: trained vectors before the embedded input, everything else frozen. Lester et al., arXiv 2104.08691."""
 
+import itertools
 from typing import Any
 
 import torch
@@ -33,12 +34,12 @@ class Prompt(PromptMethod):
         tuned = super().prepare(model, point, context)
         tokens = self._initial_tokens(point, context)
         prompt: Any = next(p for name, p in tuned.named_parameters() if "prompt_encoder" in name)
-        vectors: Any = model.get_input_embeddings().weight
+        embedding: Any = model.get_input_embeddings()  # asked, not read: some scale what they hold
         with torch.no_grad():
             if tokens is None:  # as spread as the vocabulary is
-                prompt.normal_(0.0, float(vectors.float().std()))
+                prompt.normal_(0.0, float(embedding(torch.tensor(_known(context), device=prompt.device)).float().std()))
             else:
-                prompt.copy_(vectors[tokens])
+                prompt.copy_(embedding(tokens.to(prompt.device)))
         return tuned
 
     def _initial_tokens(self, point: Point, context: Context) -> torch.Tensor | None:
@@ -47,7 +48,20 @@ class Prompt(PromptMethod):
         if point["init"] == "random":
             return None
         if point["init"] == "text":
-            ids = [i for row in context.encoded for i in row.input_ids]
-            return torch.tensor((ids * (length // len(ids) + 1))[:length])
-        known = sorted({i for row in context.encoded for i in row.input_ids})
+            return text_tokens(context, length)
+        known = _known(context)
         return torch.tensor(known)[torch.randint(len(known), (length,))]
+
+
+def text_tokens(context: Context, length: int) -> torch.Tensor:
+    """(length,) what the training rows begin with, one after the other, and from the start again where they end."""
+    ids: list[int] = []
+    for row in itertools.cycle(context.encoded):
+        ids += row.input_ids
+        if len(ids) >= length:
+            return torch.tensor(ids[:length])
+    raise AssertionError("no rows")
+
+
+def _known(context: Context) -> list[int]:
+    return sorted({i for row in context.encoded for i in row.input_ids})
