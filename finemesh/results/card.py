@@ -140,7 +140,7 @@ def found(content: Content) -> str:
 were repeated on fresh seeds, and the lowest mean validation loss won.
 
 Data: {inline(content["source"])}; {rows} rows after {duplicates} left out, split by the hash
-of the prompt. Hash of the rows: `{data["data_hash"]}`."""
+of the prompt{f" ({inline(data['format'])})" if data.get("tasks") else ""}. Hash of the rows: `{data["data_hash"]}`."""
 
 
 def settings(content: Content) -> str:
@@ -153,9 +153,12 @@ def settings(content: Content) -> str:
 
 
 def limits(content: Content) -> str:
+    counts = [task["rows"] for task in content["data"].get("tasks", {}).values()]
+    zero_shot = any(rows["test"] and not rows["train"] for rows in counts)
+    measured = "tasks that it was not" if zero_shot else "rows like those it was"
     return f"""## Limits
 
-It was measured on rows like those it was trained on: how it does on others is not known. What the base model gets
+It was measured on {measured} trained on: how it does on others is not known. What the base model gets
 wrong, or has learned of bias, it may still have; the licences of the base model and of the data apply. A budget of
 {words.count(content["steps"], "step")} a trial favours what learns fast."""
 

@@ -40,6 +40,17 @@ def test_it_says_what_it_is_and_what_it_reached() -> None:
     assert card(CONTENT) == text
 
 
+def test_a_mixture_names_its_tasks_and_what_was_never_trained() -> None:
+    tasks = {"sst2": {"cluster": "sentiment", "rows": {"train": 9, "validation": 0, "test": 0}},
+             "rte": {"cluster": "entailment", "rows": {"train": 0, "validation": 4, "test": 5}}}
+    data = CONTENT["data"] | {"tasks": tasks, "format": "instructions of sst2; zero-shot on entailment (rte)"}
+    text = card(CONTENT | {"data": data, "source": "sst2 (a.tsv), rte (b.jsonl)"})
+    for part in ("Data: sst2 (a.tsv), rte (b.jsonl); ", "(instructions of sst2; zero-shot on entailment (rte))",
+                 "measured on tasks that it was not trained on"):
+        assert part in text
+    assert "rows like those it was trained on" in card(CONTENT)
+
+
 def test_the_front_matter_is_what_the_hub_reads(tmp_path: Path) -> None:
     path = write_card(tmp_path, CONTENT)
     assert path == tmp_path / "README.md"
