@@ -1,7 +1,7 @@
 """Instruction tuning: tasks become one mixture of dialogues, judged on task clusters that no row of is trained on.
 
 FLAN (arXiv 2109.01652), with examples-proportional mixing under a cap (arXiv 1910.10683, section 3.5.2). Which rows judge,
-and why, is in docs/decisions/005. A row's split, its template and whether the cap keeps it follow from hashes of the row.
+and why, is in docs/decisions/006. A row's split, its template and whether the cap keeps it follow from hashes of the row.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
