@@ -179,6 +179,31 @@ def report(
 
 
 @app.command()
+def probe(
+    config: ConfigFile,
+    run: Annotated[Path | None, _option("--run", "RUN", "also how flat it is around what this run tuned")] = None,
+    batches: Annotated[Any, _number("--batches", "N", "gradients of N batches")] = None,
+    directions: Annotated[Any, _number("--directions", "N", "losses along N random directions")] = None,
+    out: Out = None, as_json: Json = False, debug: Debug = False,
+) -> None:
+    """How concentrated the gradient is, and the loss around the model, against the same one randomly initialised."""
+    with _output(as_json) as output:
+        given = {name: value for name, value in (("batches", batches), ("directions", directions)) if value is not None}
+        for name, value in given.items():
+            if type(value) is not int or value < 2:
+                raise InputError(f"--{name}: must be a whole number of at least 2 (there is no interval of one), not {value!r}")
+        from finemesh.config import load_config
+        from finemesh.results.probe import print_probe
+
+        settings = load_config(config, {"out": out})
+        from finemesh import api
+
+        document = api.probe(settings, run=run, out=out, counts=given,
+                             say=lambda text: print(f"Measuring {text} ...", flush=True))
+        output.show(document, print_probe)
+
+
+@app.command()
 def methods(as_json: Json = False, debug: Debug = False) -> None:
     """The tuning methods, what each trains and what its settings are."""
     with _output(as_json) as output:
