@@ -37,7 +37,7 @@ class Extent:
 
     batches: int = 6
     directions: int = 3
-    points: int = 17
+    points: int = 13
 
 
 @dataclass(frozen=True)
