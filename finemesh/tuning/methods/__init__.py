@@ -13,13 +13,13 @@ from finemesh.tuning.methods.prompt import Prompt
 from finemesh.tuning.methods.sift import Sift
 
 METHODS: dict[str, Method] = {
-    "lora": Lora(),
     "full": Full(),
     "head": Head(),
     "prefix": Prefix(),
     "prompt": Prompt(),
     "p_tuning": PTuning(),
     "p_tuning_v2": PTuningV2(),
+    "lora": Lora(),
     "sift": Sift(),
 }
 
