@@ -22,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from finemesh.hyperparameter import choice, integer, real
 from finemesh.tuning.kernels.sparse import SparseLinear
+from finemesh.tuning.memory import release_freed_heap
 from finemesh.tuning.methods.base import PEFT_TASKS, Context, Method, Point
 from finemesh.tuning.methods.calibration import calibration_rows, summed_gradients
 from finemesh.tuning.methods.head import head_name
@@ -81,6 +82,8 @@ class Sift(Method):
             if name in gradients:
                 sparse.first = gradients[name].view(-1).index_select(0, sparse.entries.flat).float()
             model.set_submodule(name, sparse)
+        del gradients
+        release_freed_heap()  # so that the summed gradients are not still resident beside the first activations
         if context.task != "instruct":
             _train_head(model)
         return model
