@@ -32,6 +32,7 @@ from finemesh.tuning.data.batches import encode_all
 from finemesh.tuning.environment import worker_environment
 from finemesh.tuning.landscape.measurement import Extent, Subject, measure
 from finemesh.tuning.methods import METHODS, describe
+from finemesh.tuning.methods.prompting import Prompting
 from finemesh.tuning.models import find_model, load_tokenizer, quieten
 from finemesh.tuning.predictions import predictions
 from finemesh.tuning.task import Task
@@ -242,12 +243,12 @@ def _identity(winner: Mapping[str, Any]) -> dict[str, Any]:
 def _card(run: RunFolder, config: Config, task: Task, found: Mapping[str, Any]) -> dict[str, Any]:
     method = METHODS[found["winner"]["method"]]
     machine = json.loads(run.machine.read_text(encoding="utf-8"))
+    peft_type = _peft_type(run.path / found["winner"]["folder"] / "adapter") if method.trains else None
     return {"name": run.path.name, "base_model": task.source.public_name, "task": task.task, "labels": list(task.labels),
-            "method": describe(method), "peft_type": _peft_type(run.path / found["winner"]["folder"] / "adapter"),
-            "finish": found, "data": read_summary(run),
-            "source": config.data.source, "versions": machine["versions"], "machine": machine, "steps": task.steps,
-            "batch_size": task.batch_size, "max_length": task.max_length, "optimizer": config.search.optimizer,
-            "trials": len(run.outcomes())}
+            "method": describe(method), "peft_type": peft_type, "prompted": isinstance(method, Prompting), "finish": found,
+            "data": read_summary(run), "source": config.data.source, "versions": machine["versions"], "machine": machine,
+            "steps": task.steps, "batch_size": task.batch_size, "max_length": task.max_length,
+            "optimizer": config.search.optimizer, "trials": len(run.outcomes())}
 
 
 def _peft_type(adapter: Path) -> str | None:

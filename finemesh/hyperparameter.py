@@ -19,6 +19,7 @@ class Hyperparameter:
     distribution: BaseDistribution
     default: Value
     when: tuple[str, tuple[Value, ...]] | None = None
+    open: bool = False  # the user may write texts that are none of the choices
 
     def active(self, point: Mapping[str, Any]) -> bool:
         return self.when is None or point.get(self.when[0]) in self.when[1]
@@ -37,6 +38,6 @@ def integer(low: int, high: int, default: int, *, log: bool = False, step: int =
     return Hyperparameter(IntDistribution(low, high, log=log, step=step), default, when)
 
 
-def choice(choices: Sequence[Value], default: Value, *,
+def choice(choices: Sequence[Value], default: Value, *, open: bool = False,
            when: tuple[str, tuple[Value, ...]] | None = None) -> Hyperparameter:
-    return Hyperparameter(CategoricalDistribution(tuple(choices)), default, when)
+    return Hyperparameter(CategoricalDistribution(tuple(choices)), default, when, open)

@@ -152,6 +152,39 @@ def test_several_tasks_are_judged_on_those_that_were_held_out(places, tmp_path):
     assert len(list(api.predict(tmp_path / "run", str(tmp_path / "questions.jsonl")))) == 1
 
 
+def test_a_prompt_that_trains_nothing_is_handed_over_and_answers_without_the_training_rows(places, tmp_path):
+    settings = config(places, tmp_path / "run", trials=6,
+                      methods="{in_context: {k: 2, selection: similar}, lora: {learning_rate: 1e-6}}")
+    document = api.search(settings)
+    found = outcomes(tmp_path / "run")
+    assert {o["state"] for o in found} == {"complete"}
+    prompted = next(o for o in found if o["method"] == "in_context")
+    assert (prompted["trainable_parameters"], prompted["trained_tokens"]) == (0, 0)
+    assert prompted["metrics"]["demonstrations_left_out"] == 0
+    assert 0 < prompted["adapter_mb"] < 0.1
+    assert set(document["test"]["reference"]) == {"in_context", "lora"}
+    (tmp_path / "new.jsonl").write_text('{"prompt": "w0 w9"}\n{"prompt": "w7 w9"}\n')
+    best = json.loads((tmp_path / "run/best/finemesh.json").read_text())
+    assert best["method"] == "in_context"
+    assert (tmp_path / "run/best/prompt.json").exists()
+    card = (tmp_path / "run/best/README.md").read_text()
+    assert "prompted with in\\_context" in card
+    assert 'from_pretrained("causal")' in card
+    said = list(api.predict(tmp_path / "run", str(tmp_path / "new.jsonl")))
+    (tmp_path / "run/splits/train.jsonl").unlink()
+    assert list(api.predict(tmp_path / "run", str(tmp_path / "new.jsonl"))) == said
+    assert len(said) == 2
+
+
+def test_an_instruction_of_ones_own_and_one_that_is_blank(places, tmp_path):
+    with pytest.raises(InputError, match=r"methods\.in_context\.instruction.*the instruction is blank: say what the model"):
+        api.check(config(places, tmp_path / "run", methods='{in_context: {instruction: ""}}'))
+    settings = config(places, tmp_path / "own", methods='{in_context: {k: 1, instruction: "w1 w2 w3"}}')
+    outcome = api.tune(settings, "in_context", {"k": 1, "instruction": "w4 w5"})
+    prompt = json.loads(Path(f"{settings.out}-in_context/trials/0000/adapter/prompt.json").read_text())
+    assert prompt["instruction"] == outcome.hyperparameters["instruction"] == "w4 w5"
+
+
 def test_constraints_make_a_trial_infeasible_before_it_trains(places, tmp_path):
     settings = config(places, tmp_path / "run", methods="{lora: {rank: [2, 64]}, prompt: {length: 2}}", trials=4)
     search = settings.search.model_copy(update={"constraints": {"trainable_parameters": 200.0}})

@@ -2,9 +2,9 @@
 
 The page is a function of the content alone: no clock, no path of this machine. The content, by name:
 name (of the run), base_model (as anyone can load it), task, labels (of a classification), method (an entry of
-`finemesh methods --json`), peft_type (None: the folder is a transformers model; "finemesh": no stock library loads it),
-finish (finish.json), data (splits/summary.json), source (where the data came from), versions, steps, batch_size,
-max_length, optimizer, trials.
+`finemesh methods --json`), peft_type (None: stock transformers is enough; "finemesh": no stock library loads it),
+prompted (whether prompt.json holds a prompt in words), finish (finish.json), data (splits/summary.json), source (where the
+data came from), versions, steps, batch_size, max_length, optimizer, trials.
 """
 
 import os
@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from finemesh.results import words
+from finemesh.results.asking import asking
 
 AUTO = {"instruct": "AutoModelForCausalLM", "classify": "AutoModelForSequenceClassification",
         "regress": "AutoModelForSequenceClassification"}
@@ -57,24 +58,26 @@ def front_matter(content: Content) -> str:
     """The hub's metadata; a base model that is not on the hub has no place in it."""
     adapter = content["peft_type"] is not None
     library = ("finemesh" if content["peft_type"] == "finemesh" else "peft") if adapter else "transformers"
+    relation = "finetune" if trained(content) and not adapter else "adapter"
     fields: dict[str, Any] = {"library_name": library,
                               "pipeline_tag": PIPELINES[content["task"]],
                               "tags": ["finemesh", content["finish"]["winner"]["method"]]}
     if HUB_NAME.fullmatch(content["base_model"]):
-        fields |= {"base_model": content["base_model"], "base_model_relation": "adapter" if adapter else "finetune"}
+        fields |= {"base_model": content["base_model"], "base_model_relation": relation}
     return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---"
 
 
 def introduction(content: Content) -> str:
     method = content["finish"]["winner"]["method"]
     before, after = (content["finish"].get(name, {}).get("loss") for name in ("untuned", "winner"))
+    done, doing = ("fine-tuned", "Fine-tuning") if trained(content) else ("prompted", "Prompting")
     text = f"""# {inline(content["name"])}
 
-{inline(content["base_model"])}, fine-tuned with {inline(method)} on {inline(content["source"])} by finemesh, which
+{inline(content["base_model"])}, {done} with {inline(method)} on {inline(content["source"])} by finemesh, which
 chose the method and its settings by measurement."""
     if before is not None and after is not None:
         verb = "brings" if after < before else "changes"
-        text += f"\nFine-tuning {verb} the loss on the test rows from {words.loss(before)} to {words.loss(after)}."
+        text += f"\n{doing} {verb} the loss on the test rows from {words.loss(before)} to {words.loss(after)}."
     return text
 
 
@@ -91,10 +94,15 @@ the folder that this one lies in."""
         code.append(f'base = {auto}.from_pretrained("{content["base_model"]}"{head(content)})')
         code.append('model = PeftModel.from_pretrained(base, ".").eval()')
     else:
-        code.append(f'model = {auto}.from_pretrained(".").eval()')
+        place = "." if trained(content) else content["base_model"]
+        code.append(f'model = {auto}.from_pretrained("{place}").eval()')
     libraries = "`transformers` and `peft`" if adapter else "`transformers`"
     lines = "\n".join([*code, "", *usage(content)])
     return f'## Load it\n\nWith plain {libraries}; "." is this folder.\n\n```python\n{lines}\n```'
+
+
+def trained(content: Content) -> bool:
+    return bool(content["method"].get("trains", True))
 
 
 def head(content: Content) -> str:
@@ -105,6 +113,8 @@ def head(content: Content) -> str:
 
 
 def usage(content: Content) -> list[str]:
+    if content.get("prompted"):
+        return asking(content["finish"]["winner"]["hyperparameters"])
     if content["task"] == "instruct":
         return QUESTION.splitlines()
     said = "model.config.id2label[logits.argmax(-1).item()]" if content["task"] == "classify" else "logits.item()"

@@ -23,17 +23,20 @@ def narrowed(hyperparameter: Hyperparameter, written: Sequence[Any] | Mapping[st
     if isinstance(written, Mapping):
         if set(written) != {"choices"} or not isinstance(written["choices"], list | tuple) or not written["choices"]:
             raise InputError(f"{place}: {_shown(written)} must be a value, a range [low, high] or {{choices: [1, 2]}}")
-        found: BaseDistribution = _choices(distribution, written["choices"], place)
+        found: BaseDistribution = _choices(hyperparameter, written["choices"], place)
     elif isinstance(distribution, CategoricalDistribution):
-        found = _choices(distribution, written, place)
+        found = _choices(hyperparameter, written, place)
     else:
         assert isinstance(distribution, FloatDistribution | IntDistribution)
-        found = _range(distribution, written, place)
+        found = _range(hyperparameter, distribution, written, place)
     return replace(hyperparameter, distribution=found, default=inside(found, hyperparameter.default))
 
 
-def checked(distribution: BaseDistribution, value: Any, place: str) -> Value:
+def checked(hyperparameter: Hyperparameter, value: Any, place: str) -> Value:
     """The value with the distribution's type; InputError where it cannot be one."""
+    distribution = hyperparameter.distribution
+    if hyperparameter.open and isinstance(value, str):
+        return value
     if isinstance(distribution, CategoricalDistribution):
         return _choice(distribution, value, place)
     assert isinstance(distribution, FloatDistribution | IntDistribution)
@@ -72,13 +75,13 @@ def inside(distribution: BaseDistribution, value: Any) -> Any:
     return typed(distribution, min(clipped, distribution.high))
 
 
-def _range(distribution: Numeric, written: Sequence[Any], place: str) -> BaseDistribution:
+def _range(hyperparameter: Hyperparameter, distribution: Numeric, written: Sequence[Any], place: str) -> BaseDistribution:
     if len(written) != 2:
         raise InputError(f"{place}: {_shown(written)} must be a range [low, high]; "
                          f"single values are written {{choices: {_shown(written)}}}")
     if distribution.log and any(_number(end) == 0 for end in written):
         raise InputError(f"{place}: the range {_shown(written)} must start above 0: it is searched on a log scale")
-    low, high = (checked(distribution, end, place) for end in written)
+    low, high = (checked(hyperparameter, end, place) for end in written)
     if low > high:  # type: ignore[operator]
         raise InputError(f"{place}: the range {_shown(written)} is upside down: write "
                          f"{_shown([written[1], written[0]])}")
@@ -90,8 +93,8 @@ def _range(distribution: Numeric, written: Sequence[Any], place: str) -> BaseDis
     return FloatDistribution(float(low), float(high), log=distribution.log, step=step)
 
 
-def _choices(distribution: BaseDistribution, written: Sequence[Any], place: str) -> CategoricalDistribution:
-    return CategoricalDistribution(tuple(dict.fromkeys(checked(distribution, value, place) for value in written)))
+def _choices(hyperparameter: Hyperparameter, written: Sequence[Any], place: str) -> CategoricalDistribution:
+    return CategoricalDistribution(tuple(dict.fromkeys(checked(hyperparameter, value, place) for value in written)))
 
 
 def _choice(distribution: CategoricalDistribution, value: Any, place: str) -> Value:

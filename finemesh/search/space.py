@@ -17,6 +17,7 @@ from finemesh.hyperparameter import Hyperparameter, Hyperparameters, Value
 from finemesh.search.narrowing import checked, inside, narrowed, typed
 
 Point = dict[str, Any]
+MANY = 8  # values of a condition: then they are a range, such as every number from 1
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Space:
                     hyperparameters[name] = narrowed(known[name], value, place)
                     fixed[method].pop(name, None)
                 else:
-                    fixed[method][name] = checked(known[name].distribution, value, place)
+                    fixed[method][name] = checked(known[name], value, place)
                     hyperparameters[name] = replace(known[name], default=fixed[method][name])
             methods[method] = hyperparameters
         return Space(methods, fixed)
@@ -76,7 +77,7 @@ class Space:
             if not hyperparameter.active(point):
                 _check_inactive(method, name, hyperparameter, settings)
             elif name in settings:
-                point[name] = checked(hyperparameter.distribution, settings[name], f"{method}.{name}")
+                point[name] = checked(hyperparameter, settings[name], f"{method}.{name}")
             else:
                 point[name] = typed(hyperparameter.distribution, given.get(name, hyperparameter.default))
         return point
@@ -150,6 +151,6 @@ def _check_known(method: str, name: str, known: Hyperparameters) -> None:
 def _check_inactive(method: str, name: str, hyperparameter: Hyperparameter, settings: Mapping[str, Any]) -> None:
     if name in settings and hyperparameter.when is not None:
         other, values = hyperparameter.when
-        wanted = " or ".join(str(value) for value in values)
+        wanted = f"{values[0]} or more" if len(values) > MANY else " or ".join(str(value) for value in values)
         raise InputError(f"{method}.{name} has no effect here: it is used only where {other} is {wanted}. "
                          f"Set {other} too, or leave {name} out.")

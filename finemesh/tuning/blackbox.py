@@ -176,8 +176,10 @@ class Blackbox:
             numbers: dict[str, Any] = {"trainable_parameters": trainable}
             self._check(base, job, numbers)
             evaluations: list[Evaluation] = []
-            rows, validation = (method.shape(tuned, split.examples, split.rows, job.hyperparameters, context,
-                                             training=split is self.train) for split in (self.train, self.validation))
+            rows = method.shape(tuned, self.train.examples, self.train.rows, job.hyperparameters, context,
+                                training=True) if method.trains else ()
+            validation = method.shape(tuned, self.validation.examples, self.validation.rows, job.hyperparameters, context,
+                                      training=False)
 
             def validate() -> float:
                 if method.starts_at_base and not evaluations and not (job.folder / "curve.jsonl").stat().st_size:
@@ -197,10 +199,11 @@ class Blackbox:
                 evaluations.append(self._evaluate(tuned, validation))
             evaluation = self.validation.by_task(evaluations[-1])
             self._same_tokens(evaluation)
+            metrics = {**evaluation.metrics, **method.counts(tuned)}
             method.save(tuned, job.folder / "adapter", self.task.source.public_name)
             self._model = method.remove(tuned)
         return replace(
-            base, state="complete", validation_loss=evaluation.loss, metrics=evaluation.metrics,
+            base, state="complete", validation_loss=evaluation.loss, metrics=metrics,
             scored_tokens=evaluation.scored_tokens, trained_tokens=progress.trained_tokens,
             seconds=round(progress.seconds, 3), peak_memory_mb=round(progress.peak_memory_mb, 1),
             trainable_parameters=trainable, adapter_mb=round(_size(job.folder / "adapter") / MB, 3),

@@ -19,8 +19,10 @@ from tests import tiny
 
 CASES = [(kind, "instruct") for kind in ("llama", "qwen2", "gemma", "gpt2")] + [
     ("bert", "classify"), ("llama", "classify"), ("gpt2", "classify"), ("bert", "regress")]
-# for the toy; a search finds them for real tasks
-RATES = {"full": 5e-3, "head": 5e-2, "prompt": 2e-2, "prefix": 1e-2, "p_tuning": 1e-2, "p_tuning_v2": 5e-2, "sift": 1e-2}
+RATES = {  # for the toy; a search finds them for real tasks
+    "full": 5e-3, "head": 5e-2, "prompt": 2e-2, "prefix": 1e-2, "p_tuning": 1e-2, "p_tuning_v2": 5e-2, "sift": 1e-2,
+    "instruction_prompt": 2e-2,
+}
 
 
 class LoraWithPrefix(Lora):

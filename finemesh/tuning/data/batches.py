@@ -82,15 +82,15 @@ def _tokens(parts: Sequence[tuple[str, bool]], tokenizer: PreTrainedTokenizerBas
     text = ""
     for part, is_scored in parts:
         text += part
-        longer = _ids(text, tokenizer)
+        longer = token_ids(text, tokenizer)
         if longer[:len(ids)] != ids:
-            longer = ids + _ids(part, tokenizer)
+            longer = ids + token_ids(part, tokenizer)
         scored += [is_scored] * (len(longer) - len(ids))
         ids = longer
     return ids, scored
 
 
-def _ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def token_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 

@@ -18,7 +18,7 @@ PLAIN = {"system": "{content}\n\n", "user": "### Instruction:\n{content}\n\n",
 DATE = datetime(2024, 7, 26)  # templates that print today's date print this one: tokens must not change overnight
 DATED = "{% macro strftime_now(layout) %}{{ layout" + "".join(
     f".replace('%{code}', '{DATE.strftime('%' + code)}')" for code in "aAbBdHIjmMpSyY") + " }}{% endmacro %}"
-PROBE = "0answer0"  # an answer that no template trims or holds itself
+PROBE = "0answer0"  # a text that no template trims or holds itself
 
 
 def pieces(dialogue: Dialogue, tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, bool]]:
@@ -36,6 +36,16 @@ def pieces(dialogue: Dialogue, tokenizer: PreTrainedTokenizerBase) -> list[tuple
         except jinja2.TemplateError as error:
             raise InputError(f"the model's chat template refuses this dialogue: {error}",
                              file=dialogue.place or None) from None
+
+
+def before_question(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, lead: str = "") -> str:
+    """What the template writes before a question that follows `turns`, with `lead` in the question's own turn."""
+    asked = [*turns, Turn("user", lead + PROBE)]
+    try:
+        prompt = _render(asked, tokenizer, ask=True)
+    except jinja2.TemplateError:
+        prompt = _render(_without_system(asked), tokenizer, ask=True)
+    return prompt.rpartition(PROBE)[0]
 
 
 def _pieces(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, bool]]:

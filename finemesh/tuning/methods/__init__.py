@@ -5,6 +5,8 @@ from typing import Any
 from finemesh.tuning.methods.base import Context, Method, Point
 from finemesh.tuning.methods.full import Full
 from finemesh.tuning.methods.head import Head
+from finemesh.tuning.methods.in_context import InContext
+from finemesh.tuning.methods.instruction_prompt import InstructionPrompt
 from finemesh.tuning.methods.lora import Lora
 from finemesh.tuning.methods.p_tuning import PTuning
 from finemesh.tuning.methods.p_tuning_v2 import PTuningV2
@@ -15,12 +17,14 @@ from finemesh.tuning.methods.sift import Sift
 METHODS: dict[str, Method] = {
     "full": Full(),
     "head": Head(),
+    "in_context": InContext(),
     "prefix": Prefix(),
     "prompt": Prompt(),
     "p_tuning": PTuning(),
     "p_tuning_v2": PTuningV2(),
     "lora": Lora(),
     "sift": Sift(),
+    "instruction_prompt": InstructionPrompt(),
 }
 
 __all__ = ["METHODS", "Context", "Method", "Point", "describe"]

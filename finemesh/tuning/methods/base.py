@@ -96,6 +96,10 @@ class Method:
         """
         return encoded
 
+    def counts(self, tuned: nn.Module) -> Mapping[str, float]:
+        """What a run should tell beside its losses: goes into the outcome's metrics."""
+        return {}
+
     def state(self, tuned: nn.Module) -> dict[str, torch.Tensor]:
         """What a checkpoint must hold beside the optimizer: the trainable parameters, by name."""
         return {name: parameter.data for name, parameter in tuned.named_parameters() if parameter.requires_grad}

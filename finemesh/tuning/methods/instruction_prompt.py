@@ -1,0 +1,52 @@
+"""Instruction prompt tuning: trained vectors, then an instruction and demonstrations in words, then the input; only the
+vectors are trained. Singhal et al. (Med-PaLM), arXiv 2212.13138."""
+
+from typing import Any
+
+import torch
+from peft import PeftConfig, PromptTuningConfig, PromptTuningInit
+from torch import nn
+from transformers import PreTrainedModel
+
+from finemesh.hyperparameter import choice, integer, real
+from finemesh.tuning.methods.base import PEFT_TASKS, Context, Point, PromptMethod
+from finemesh.tuning.methods.prompting import CHOSEN, INSTRUCTION, Prompting
+
+SPREAD = 0.5  # the vectors start uniform in [-0.5, 0.5]
+
+
+class InstructionPrompt(Prompting, PromptMethod):
+    name = "instruction_prompt"
+    summary = "trained vectors before an instruction and demonstrations"
+    source = "Singhal et al., arXiv 2212.13138"
+    space = {
+        "length": integer(4, 200, 100, log=True),
+        "init": choice(("uniform", "vocabulary"), "vocabulary"),
+        "learning_rate": real(1e-4, 1.0, 3e-3, log=True),
+        "k": integer(0, 8, 3),
+        **CHOSEN,
+        "instruction": choice((INSTRUCTION,), INSTRUCTION, open=True),
+    }
+    reference = {"length": 100, "init": "uniform", "learning_rate": 3e-3, "k": 3, "selection": "similar",
+                 "order": "similar_last", "template": "turns", "instruction": INSTRUCTION}
+    peft_type = "PROMPT_TUNING"
+
+    def vectors(self, point: Point) -> int:
+        return int(point["length"])
+
+    def configuration(self, model: PreTrainedModel, point: Point, context: Context) -> PeftConfig:
+        return PromptTuningConfig(task_type=PEFT_TASKS[context.task], num_virtual_tokens=self.vectors(point),
+                                  prompt_tuning_init=PromptTuningInit.RANDOM)
+
+    def prepare(self, model: PreTrainedModel, point: Point, context: Context) -> nn.Module:
+        tuned: Any = super().prepare(model, point, context)
+        tuned.hard_prompt = self.written(point, context)
+        soft: Any = next(p for p in tuned.parameters() if p.requires_grad)
+        words: Any = model.get_input_embeddings().weight
+        with torch.no_grad():
+            if point["init"] == "uniform":
+                soft.uniform_(-SPREAD, SPREAD)
+            else:
+                known = torch.tensor(sorted({token for row in context.encoded for token in row.input_ids}))
+                soft.copy_(words[known[torch.randint(len(known), (len(soft),))]])
+        return tuned
