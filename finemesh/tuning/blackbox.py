@@ -177,7 +177,7 @@ class Blackbox:
             self._check(base, job, numbers)
             evaluations: list[Evaluation] = []
             rows = method.shape(tuned, self.train.examples, self.train.rows, job.hyperparameters, context,
-                                training=True) if method.trains else ()
+                                training=True) if method.trains else self.train.rows
             validation = method.shape(tuned, self.validation.examples, self.validation.rows, job.hyperparameters, context,
                                       training=False)
 

@@ -151,8 +151,12 @@ class Writing:
         return Frame(system, head, opening, self._ids_before(head, ending), ending)
 
     def _is_border(self, alone: str, ending: str) -> bool:
-        """Whether a row's tokens part where `ending` begins."""
-        opening = token_ids(alone.removesuffix(ending), self.tokenizer)
+        """Whether a row's tokens part where `ending` begins, after a space or a special token: within a word, unknown
+        tokens would only look as if they did."""
+        before = alone.removesuffix(ending)
+        if before and not (before[-1].isspace() or before[-1] in ">]"):
+            return False
+        opening = token_ids(before, self.tokenizer)
         return token_ids(alone + PROBE, self.tokenizer)[:len(opening)] == opening
 
     def _before(self, system: tuple[Turn, ...], dialogues: Sequence[Dialogue]) -> str:
