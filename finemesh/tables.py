@@ -75,6 +75,7 @@ def print_methods(methods: Sequence[Mapping[str, Any]], console: Console) -> Non
     table.add_column()
     for method in methods:
         peft = f"loads with PEFT ({method['peft_type']})" if method["peft_type"] else "loads with transformers"
+        peft += " after import finemesh" * method["plug_in"]
         others = {"merges into the model": method["mergeable"], "GGUF": method["gguf"]}
         traits = ", ".join([peft, *(trait for trait, there in others.items() if there)])
         about = Text(f"{method['summary']}\nfor {', '.join(method['tasks'])}; {traits}\n")

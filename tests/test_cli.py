@@ -146,7 +146,7 @@ def test_report_prints_its_path(folder: Path, fake: Fake, capsys: Captured) -> N
 
 def test_methods(folder: Path, fake: Fake, capsys: Captured) -> None:
     lora = {"name": "lora", "summary": "small matrices beside the weights", "tasks": ["instruct", "classify"],
-            "mergeable": True, "peft_type": "LORA", "gguf": True,
+            "mergeable": True, "peft_type": "LORA", "plug_in": False, "gguf": True,
             "hyperparameters": {"rank": {"low": 1, "high": 64, "default": 16, "reference": 8}}}
     fake(methods=[lora])
     assert main(["methods"]) == 0

@@ -88,7 +88,9 @@ def loading(content: Content) -> str:
 No stock library loads this form of tuning. `finemesh predict RUN --data FILE` answers a file's rows with it, RUN being
 the folder that this one lies in."""
     adapter, auto = content["peft_type"] is not None, AUTO[content["task"]]
-    code = ["from peft import PeftModel"] * adapter + [f"from transformers import {auto}, AutoTokenizer", ""]
+    plug_in = bool(content["method"].get("plug_in"))
+    code = ["import finemesh  # PEFT learns its adapters from it"] * plug_in
+    code += ["from peft import PeftModel"] * adapter + [f"from transformers import {auto}, AutoTokenizer", ""]
     code.append('tokenizer = AutoTokenizer.from_pretrained(".")')
     if adapter:
         code.append(f'base = {auto}.from_pretrained("{content["base_model"]}"{head(content)})')
@@ -96,7 +98,7 @@ the folder that this one lies in."""
     else:
         place = "." if trained(content) else content["base_model"]
         code.append(f'model = {auto}.from_pretrained("{place}").eval()')
-    libraries = "`transformers` and `peft`" if adapter else "`transformers`"
+    libraries = "`transformers`" + " and `peft`" * adapter + ", and with `finemesh` imported" * plug_in
     lines = "\n".join([*code, "", *usage(content)])
     return f'## Load it\n\nWith plain {libraries}; "." is this folder.\n\n```python\n{lines}\n```'
 

@@ -60,6 +60,13 @@ def test_the_front_matter_is_what_the_hub_reads(tmp_path: Path) -> None:
     assert (data.pipeline_tag, data.tags) == ("text-generation", ["finemesh", "lora"])
 
 
+def test_an_adapter_of_finemesh_s_own_says_what_peft_needs() -> None:
+    plug_in = card(CONTENT | {"method": {"name": "bottleneck", "plug_in": True}, "peft_type": "BOTTLENECK"})
+    assert "import finemesh" in code(plug_in)
+    assert "`finemesh` imported" in plug_in
+    assert "finemesh" not in code(card(CONTENT))
+
+
 @pytest.mark.parametrize("name", ["/home/me/model", "./model", "model.gguf"])
 def test_a_base_model_that_is_not_on_the_hub_is_no_metadata(name: str) -> None:
     assert "base_model" not in yaml.safe_load(card(CONTENT | {"base_model": name}).split("---")[1])

@@ -17,7 +17,7 @@ from finemesh.tuning.precision import Precision
 from finemesh.tuning.task import Task
 from tests import tiny
 
-LORA = {"rank": 4, "alpha_over_rank": 2.0, "dropout": 0.0, "layers": "all", "learning_rate": 1e-2}
+LORA = {"variant": "lora", "rank": 4, "alpha_over_rank": 2.0, "dropout": 0.0, "layers": "all", "learning_rate": 1e-2}
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from finemesh.tuning.training import Diverged, Plan, fine_tune
 from tests import tiny
 
 LORA = METHODS["lora"]
-POINT = {"rank": 4, "alpha_over_rank": 2.0, "dropout": 0.0, "layers": "all", "learning_rate": 1e-2}
+POINT = {"variant": "lora", "rank": 4, "alpha_over_rank": 2.0, "dropout": 0.0, "layers": "all", "learning_rate": 1e-2}
 
 
 def tune(folder, steps=4, horizon=4, point=POINT, **changes):

@@ -12,11 +12,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
 from finemesh.tuning.data.batches import Batch, Encoded, collate
 from finemesh.tuning.evaluation.metrics import classification_metrics, regression_metrics
-from finemesh.tuning.kernels import scored_losses
+from finemesh.tuning.kernels import scored_losses, scored_states
 from finemesh.tuning.models import TaskName
+from finemesh.tuning.probe import Probe, States
 
 EVALUATION_TOKENS = 2048  # padded tokens of an evaluation batch
 
@@ -43,11 +45,13 @@ class Evaluation:
 
 
 def batch_losses(model: nn.Module, batch: Batch, task: TaskName) -> BatchLosses:
+    if isinstance(model, Probe):
+        return _probe_losses(model, batch, task)
     if task == "instruct":
         losses = scored_losses(model, batch)  # the fast way, where this model has one
         if losses is None:
             with _head_at(model, batch.scored):
-                logits = model(input_ids=batch.input_ids, use_cache=False).logits  # (scored, vocab)
+                logits = model(**_inputs(model, batch, task)).logits  # (scored, vocab)
             losses = F.cross_entropy(logits.float(), batch.input_ids[batch.scored], reduction="none")
         return BatchLosses(losses, batch.scored.nonzero()[:, 0], None)
     outputs = _outputs(model, batch)
@@ -56,6 +60,57 @@ def batch_losses(model: nn.Module, batch: Batch, task: TaskName) -> BatchLosses:
     if task == "classify":
         return BatchLosses(F.cross_entropy(outputs, batch.labels, reduction="none"), rows, outputs)
     return BatchLosses((outputs[:, 0] - batch.labels.float()) ** 2, rows, outputs)
+
+
+def _probe_losses(probe: Probe, batch: Batch, task: TaskName) -> BatchLosses:
+    """From the head alone, where the body's states are known."""
+    states = probe.features.of(batch, lambda: _body_states(probe, batch, task))
+    if task == "instruct":
+        losses = scored_losses(probe.model, batch, states[0])
+        if losses is not None:
+            return BatchLosses(losses, batch.scored.nonzero()[:, 0], None)
+    body: Any = probe.body
+    body.forward = lambda *_, **__: _as_body(probe, batch, task, states)
+    try:
+        return batch_losses(probe.model, batch, task)
+    finally:
+        del body.forward
+
+
+@torch.no_grad()
+def _body_states(probe: Probe, batch: Batch, task: TaskName) -> States:
+    """What the head looks at: states before scored tokens, (scored, width); a causal classifier's last ones, (batch, width);
+    of an encoder all of them, (batch, time, width), and what its body has pooled."""
+    if task == "instruct" and (fast := scored_states(probe.model, batch)) is not None:
+        return (fast,)
+    outputs = probe.body(**_inputs(probe.model, batch, task))
+    hidden = outputs.last_hidden_state
+    where = _looked_at(probe.model, batch, task)
+    if where is not None:
+        return (hidden[where],)
+    pooled = getattr(outputs, "pooler_output", None)
+    return (hidden,) if pooled is None else (hidden, pooled)
+
+
+def _as_body(probe: Probe, batch: Batch, task: TaskName, states: States) -> Any:
+    """The body's output as its model takes it, zero where the head does not look."""
+    hidden = states[0]
+    where = _looked_at(probe.model, batch, task)
+    if where is not None:
+        hidden = hidden.new_zeros(*batch.input_ids.shape, hidden.size(-1))
+        hidden[where] = states[0]
+    return BaseModelOutputWithPoolingAndCrossAttentions(
+        last_hidden_state=hidden, pooler_output=states[1] if len(states) > 1 else None)
+
+
+def _looked_at(model: nn.Module, batch: Batch, task: TaskName) -> tuple[torch.Tensor, ...] | None:
+    """Rows and positions of the states that the head reads; None for all."""
+    if task == "instruct":
+        rows, positions = batch.scored.nonzero(as_tuple=True)
+        return rows, positions - 1
+    if _causal_head(model) is None:
+        return None
+    return torch.arange(len(batch.lengths), device=batch.lengths.device), batch.lengths - 1
 
 
 @torch.no_grad()
@@ -111,9 +166,9 @@ def _outputs(model: Any, batch: Batch) -> torch.Tensor:
 
     transformers looks for that token by the padding's id, and not at all where a method gives it embedded input.
     """
-    head = next((module for name, module in model.named_modules() if name.split(".")[-1] == "score"), None)
+    head = _causal_head(model)
     if head is None:
-        return model(input_ids=batch.input_ids, attention_mask=_mask(batch), **_segments(batch)).logits.float()
+        return model(**_inputs(model, batch, "classify")).logits.float()
 
     def last(module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         hidden = arguments[0]  # (batch, virtual + time, width)
@@ -122,9 +177,23 @@ def _outputs(model: Any, batch: Batch) -> torch.Tensor:
 
     handle = head.register_forward_pre_hook(last)
     try:
-        return model(input_ids=batch.input_ids).logits.float()
+        return model(**_inputs(model, batch, "classify")).logits.float()
     finally:
         handle.remove()
+
+
+def _causal_head(model: nn.Module) -> nn.Module | None:
+    """The head of a causal model that classifies or regresses."""
+    return next((module for name, module in model.named_modules() if name.split(".")[-1] == "score"), None)
+
+
+def _inputs(model: nn.Module, batch: Batch, task: TaskName) -> dict[str, Any]:
+    if task == "instruct":
+        return {"input_ids": batch.input_ids, "use_cache": False}
+    if _causal_head(model) is not None:
+        return {"input_ids": batch.input_ids}
+    segments = {} if batch.token_type_ids is None else {"token_type_ids": batch.token_type_ids}
+    return {"input_ids": batch.input_ids, "attention_mask": _mask(batch), **segments}
 
 
 @contextmanager
@@ -147,10 +216,6 @@ def _head_at(model: Any, scored: torch.Tensor) -> Iterator[None]:
 
 def _mask(batch: Batch) -> torch.Tensor:
     return (torch.arange(batch.input_ids.size(1), device=batch.input_ids.device) < batch.lengths[:, None]).long()
-
-
-def _segments(batch: Batch) -> dict[str, torch.Tensor]:
-    return {} if batch.token_type_ids is None else {"token_type_ids": batch.token_type_ids}
 
 
 def _metrics(task: TaskName, rows: Sequence[Encoded], outputs: dict[int, list[float]]) -> dict[str, float]:

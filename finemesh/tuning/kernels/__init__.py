@@ -8,6 +8,6 @@
     decoder.py       the way through a model's modules; when it may be taken
 """
 
-from finemesh.tuning.kernels.decoder import scored_losses
+from finemesh.tuning.kernels.decoder import scored_losses, scored_states
 
-__all__ = ["scored_losses"]
+__all__ = ["scored_losses", "scored_states"]

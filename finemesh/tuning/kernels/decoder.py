@@ -12,6 +12,7 @@ import torch
 from peft import PeftModel, PeftType
 from torch import nn
 
+from finemesh.tuning.bottleneck import ParallelBottleneck
 from finemesh.tuning.data.batches import Batch
 from finemesh.tuning.kernels.attention import causal_attention
 from finemesh.tuning.kernels.head import cross_entropy
@@ -84,17 +85,31 @@ def _as_built(causal: Any, family: str, time: int) -> bool:
     if head.weight.device.type != "cpu":
         return False
     for layer in decoder.layers:
-        kinds = (layer, layer.self_attn, layer.mlp, layer.input_layernorm, layer.post_attention_layernorm)
+        kinds = (layer, layer.self_attn, _own(layer.mlp), layer.input_layernorm, layer.post_attention_layernorm)
         names = ("DecoderLayer", "Attention", "MLP", "RMSNorm", "RMSNorm")
         if any(type(module).__name__ != family + name for module, name in zip(kinds, names, strict=True)):
             return False
     return not any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in causal.modules())
 
 
-def scored_losses(model: nn.Module, batch: Batch) -> torch.Tensor | None:
+def scored_losses(model: nn.Module, batch: Batch, states: torch.Tensor | None = None) -> torch.Tensor | None:
     """The losses of the batch's scored tokens, (scored,) float32 nats in the order of `batch.scored`.
 
-    None where the model must be asked itself. Computes in the type that autocast asks for, else in the model's.
+    From `scored_states`, which may be given. None where the model must be asked itself.
+    """
+    way = way_through(model, batch.input_ids.size(1))
+    if states is None:
+        states = scored_states(model, batch)
+    if way is None or states is None:
+        return None
+    with torch.autocast("cpu", enabled=False):
+        return cross_entropy(states, way.model.get_output_embeddings().weight, batch.input_ids[batch.scored])
+
+
+def scored_states(model: nn.Module, batch: Batch) -> torch.Tensor | None:
+    """What the head reads to predict the scored tokens: (scored, width), in the type that autocast asks for or the model's.
+
+    None where the model must be asked itself.
     """
     way = way_through(model, batch.input_ids.size(1))
     if way is None or batch.input_ids.device.type != "cpu":
@@ -113,8 +128,7 @@ def scored_losses(model: nn.Module, batch: Batch) -> torch.Tensor | None:
     autocast = torch.is_autocast_enabled("cpu")
     dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
     with torch.autocast("cpu", enabled=False):
-        hidden = _states(way.model.model, x, rows, before, dtype, way.past(dtype))
-        return cross_entropy(hidden, way.model.get_output_embeddings().weight, batch.input_ids[batch.scored])
+        return _states(way.model.model, x, rows, before, dtype, way.past(dtype))
 
 
 def _drops(model: nn.Module) -> bool:
@@ -131,7 +145,7 @@ def _states(decoder: Any, x: torch.Tensor, rows: Rows, wanted: torch.Tensor, dty
     cos, sin = cos[0, :, :half].to(dtype), sin[0, :, :half].to(dtype)  # the halves are equal
     last = len(decoder.layers) - 1
     for i, layer in enumerate(decoder.layers):
-        attention, mlp = layer.self_attn, layer.mlp
+        attention, mlp = layer.self_attn, _own(layer.mlp)
         y = _normed(layer.input_layernorm, x, dtype)
         q, k, v = project(y, [attention.q_proj, attention.k_proj, attention.v_proj])
         y = causal_attention(q, k, v, cos, sin, rows, attention.head_dim, attention.scaling, past[i])
@@ -139,9 +153,25 @@ def _states(decoder: Any, x: torch.Tensor, rows: Rows, wanted: torch.Tensor, dty
             x, y = x.index_select(0, wanted), y.index_select(0, wanted)
         (x,) = project(y, [attention.o_proj], x)
         y = _normed(layer.post_attention_layernorm, x, dtype)
+        if (added := _beside(layer.mlp, y)) is not None:
+            x = x + added
         gate, up = project(y, [mlp.gate_proj, mlp.up_proj])
         (x,) = project(swiglu(gate, up), [mlp.down_proj], x)
     return _normed(decoder.norm, x, dtype)
+
+
+def _own(block: Any) -> Any:
+    """The feed-forward block itself, where there are adapters beside it."""
+    return block.base_layer if type(block) is ParallelBottleneck else block
+
+
+def _beside(block: Any, y: torch.Tensor) -> torch.Tensor | None:
+    """What adapters add to the block's output for its input."""
+    if type(block) is not ParallelBottleneck:
+        return None
+    with torch.autocast("cpu", torch.bfloat16, enabled=y.dtype == torch.bfloat16):
+        added: torch.Tensor | None = block.beside(y)
+    return added
 
 
 def _normed(norm: Any, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -51,10 +51,11 @@ class _CrossEntropy(Function):
         if not errors:
             return None, None, None
         d_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        d_head = torch.zeros_like(head, dtype=torch.float32)
+        d_head: torch.Tensor | None = None
         for i, error in enumerate(errors):
             part = slice(i * CHUNK, i * CHUNK + len(error))
             if d_hidden is not None:
                 d_hidden[part] = (error @ head) * g[part]
-            d_head += error.t() @ (hidden[part] * g[part])
+            product = error.t() @ (hidden[part] * g[part])
+            d_head = product.float() if d_head is None else d_head.add_(product)
         return d_hidden, d_head, None

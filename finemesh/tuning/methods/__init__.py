@@ -3,6 +3,7 @@
 from typing import Any
 
 from finemesh.tuning.methods.base import Context, Method, Point
+from finemesh.tuning.methods.bottleneck import Bottleneck
 from finemesh.tuning.methods.full import Full
 from finemesh.tuning.methods.head import Head
 from finemesh.tuning.methods.in_context import InContext
@@ -17,6 +18,7 @@ from finemesh.tuning.methods.sift import Sift
 METHODS: dict[str, Method] = {
     "full": Full(),
     "head": Head(),
+    "bottleneck": Bottleneck(),
     "in_context": InContext(),
     "prefix": Prefix(),
     "prompt": Prompt(),
@@ -34,7 +36,8 @@ def describe(method: Method) -> dict[str, Any]:
     """One entry of `finemesh methods --json`."""
     return {
         "name": method.name, "summary": method.summary, "source": method.source, "trains": method.trains,
-        "mergeable": method.mergeable, "peft_type": method.peft_type, "gguf": method.gguf, "tasks": list(method.tasks),
+        "mergeable": method.mergeable, "peft_type": method.peft_type, "plug_in": method.plug_in,
+        "gguf": method.gguf, "tasks": list(method.tasks),
         "hyperparameters": {
             name: {**_range(h.distribution), "default": h.default, "reference": method.reference.get(name), "when": h.when}
             for name, h in method.space.items()

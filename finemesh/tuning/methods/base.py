@@ -57,6 +57,7 @@ class Method:
     trains: ClassVar[bool] = True
     mergeable: ClassVar[bool] = False
     peft_type: ClassVar[str | None] = None  # None: saved as a transformers folder or in a form of its own
+    plug_in: ClassVar[bool] = False  # PEFT knows that type after `import finemesh`
     gguf: ClassVar[bool] = False
     starts_at_base: ClassVar[bool] = False  # prepared and not yet trained, it computes what the base model computes
     half_precision_base: ClassVar[bool] = True  # the frozen weights may be kept in bfloat16

@@ -1,11 +1,14 @@
 """Head only: the frozen model's features under a trained output layer, the vocabulary's for instruct, the label's otherwise.
 
-A head that is tied to the input embeddings is untied first: only the output side is trained.
+What the frozen model gives the head is computed once for all runs (finemesh/tuning/probe.py); it is that without dropout,
+and only what a classifier has just before its head is drawn. A head that is tied to the input embeddings is untied first:
+only the output side is trained.
 """
 
 import copy
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -13,6 +16,7 @@ from transformers import PreTrainedModel
 from finemesh.hyperparameter import real
 from finemesh.tuning.methods.base import Context, Method, Point, save_whole
 from finemesh.tuning.models import TaskName
+from finemesh.tuning.probe import Features, Probe
 
 HEADS = ("classifier", "score")  # what transformers calls the new layer of a sequence classifier
 
@@ -23,6 +27,9 @@ def head_name(model: PreTrainedModel) -> str:
     if output is not None:
         return next(name for name, module in model.named_modules() if module is output)
     return next(name for name in HEADS if hasattr(model, name))
+
+
+_FEATURES: WeakKeyDictionary[PreTrainedModel, Features] = WeakKeyDictionary()  # of the base models that are loaded
 
 
 class Head(Method):
@@ -49,17 +56,18 @@ class Head(Method):
         model.set_submodule(name, copy.deepcopy(frozen).float().requires_grad_(True))
         object.__setattr__(model, "frozen_head", (frozen, model.config.tie_word_embeddings))  # not a submodule
         model.config.tie_word_embeddings = False
-        return model
+        return Probe(model, _FEATURES.setdefault(model, Features()))
 
     def remove(self, tuned: Any) -> PreTrainedModel:
-        frozen, tuned.config.tie_word_embeddings = tuned.frozen_head
-        del tuned.frozen_head
-        model: PreTrainedModel = tuned
+        model: Any = tuned.model
+        frozen, model.config.tie_word_embeddings = model.frozen_head
+        del model.frozen_head
         model.set_submodule(head_name(model), frozen)
-        return model.requires_grad_(False)
+        base: PreTrainedModel = model.requires_grad_(False)
+        return base.eval()
 
-    def save(self, tuned: nn.Module, folder: Path, base_name: str) -> None:
-        save_whole(tuned, folder)
+    def save(self, tuned: Any, folder: Path, base_name: str) -> None:
+        save_whole(tuned.model, folder)
 
     def load(self, model: PreTrainedModel, folder: Path) -> nn.Module:
         return type(model).from_pretrained(folder, dtype=model.dtype).eval()

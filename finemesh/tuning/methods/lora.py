@@ -1,18 +1,20 @@
-"""LoRA: W x + (alpha / rank) B A x with W frozen. Hu et al., arXiv 2106.09685.
+"""LoRA: W x + scale B A x with W frozen. Hu et al., arXiv 2106.09685.
 
-The scale is searched as alpha / rank, so that rank and scale are not confounded.
+The scale is searched as alpha / rank, so that rank and scale are not confounded. rsLoRA (Kalajdzievski, arXiv 2312.03732) lets
+it fall with the root of the rank: there it is alpha / rank at REFERENCE_RANK, where both agree, and that times
+sqrt(REFERENCE_RANK / rank) at others. DoRA (Liu et al., arXiv 2402.09353) trains the lengths of W's rows beside.
 """
+
+from math import sqrt
 
 from peft import LoraConfig, PeftConfig
 from transformers import PreTrainedModel
 
 from finemesh.hyperparameter import choice, integer, real
+from finemesh.tuning.architecture import anywhere, architecture
 from finemesh.tuning.methods.base import PEFT_TASKS, AdapterMethod, Context, Point
 
-ATTENTION = {  # model type -> its attention projections; the others are taken from the names below
-    "gpt2": ["c_attn"],
-    "bert": ["query", "key", "value"],
-}
+REFERENCE_RANK = 8
 
 
 class Lora(AdapterMethod):
@@ -20,24 +22,36 @@ class Lora(AdapterMethod):
     summary = "low-rank increments of the linear layers"
     source = "Hu et al., arXiv 2106.09685"
     space = {
-        "rank": integer(2, 128, 8, log=True),
+        "variant": choice(("lora", "rslora", "dora"), "lora"),
+        "rank": integer(2, 128, REFERENCE_RANK, log=True),
         "alpha_over_rank": real(0.25, 16.0, 2.0, log=True),
         "dropout": real(0.0, 0.2, 0.0),
-        "layers": choice(("all", "attention"), "all"),
+        "layers": choice(("all", "attention", "query_value", "mlp"), "all"),
         "learning_rate": real(1e-5, 2e-2, 2e-4, log=True),
     }
-    reference = {"rank": 8, "alpha_over_rank": 2.0, "dropout": 0.0, "layers": "all", "learning_rate": 2e-4}
+    reference = {"variant": "lora", "rank": REFERENCE_RANK, "alpha_over_rank": 2.0, "dropout": 0.0, "layers": "all",
+                 "learning_rate": 2e-4}
     mergeable = True
     peft_type = "LORA"
     gguf = True
     starts_at_base = True
 
+    def refuses(self, model: PreTrainedModel, point: Point, context: Context) -> str | None:
+        if point["layers"] != "all" and architecture(model) is None:
+            return f"the {point['layers']} layers of {type(model).__name__} are not known; use layers: all"
+        return None
+
     def configuration(self, model: PreTrainedModel, point: Point, context: Context) -> PeftConfig:
-        every = point["layers"] == "all"
-        attention = ATTENTION.get(model.config.model_type, ["q_proj", "k_proj", "v_proj", "o_proj"])
-        rank = int(point["rank"])
+        rank, stabilised = int(point["rank"]), point["variant"] == "rslora"
         return LoraConfig(
-            task_type=PEFT_TASKS[context.task], r=rank, lora_alpha=point["alpha_over_rank"] * rank,
-            lora_dropout=point["dropout"], target_modules="all-linear" if every else attention,
+            task_type=PEFT_TASKS[context.task], r=rank, use_rslora=stabilised, use_dora=point["variant"] == "dora",
+            lora_alpha=point["alpha_over_rank"] * (sqrt(REFERENCE_RANK) if stabilised else rank),
+            lora_dropout=point["dropout"], target_modules=self._targets(model, point["layers"]),
             fan_in_fan_out=model.config.model_type == "gpt2",
         )
+
+    def _targets(self, model: PreTrainedModel, layers: str) -> str:
+        blocks = architecture(model)
+        if layers == "all" or blocks is None:
+            return "all-linear"
+        return anywhere({"attention": blocks.attention, "query_value": blocks.query_value, "mlp": blocks.mlp}[layers])

