@@ -197,8 +197,8 @@ class Blackbox:
                                  job.folder, report=watch, peak_memory_mb=memory.peak_mb)
             if not evaluations:
                 evaluations.append(self._evaluate(tuned, validation))
+            self._same_tokens(evaluations[-1])
             evaluation = self.validation.by_task(evaluations[-1])
-            self._same_tokens(evaluation)
             metrics = {**evaluation.metrics, **method.counts(tuned)}
             method.save(tuned, job.folder / "adapter", self.task.source.public_name)
             self._model = method.remove(tuned)
