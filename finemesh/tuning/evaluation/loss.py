@@ -16,9 +16,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAtte
 
 from finemesh.tuning.data.batches import Batch, Encoded, collate
 from finemesh.tuning.evaluation.metrics import classification_metrics, regression_metrics
+from finemesh.tuning.features import Probe, States
 from finemesh.tuning.kernels import scored_losses, scored_states
 from finemesh.tuning.models import TaskName
-from finemesh.tuning.probe import Probe, States
 
 EVALUATION_TOKENS = 2048  # padded tokens of an evaluation batch
 

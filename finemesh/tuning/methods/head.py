@@ -1,6 +1,6 @@
 """Head only: the frozen model's features under a trained output layer, the vocabulary's for instruct, the label's otherwise.
 
-What the frozen model gives the head is computed once for all runs (finemesh/tuning/probe.py); it is that without dropout,
+What the frozen model gives the head is computed once for all runs (finemesh/tuning/features.py); it is that without dropout,
 and only what a classifier has just before its head is drawn. A head that is tied to the input embeddings is untied first:
 only the output side is trained.
 """
@@ -14,9 +14,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from finemesh.hyperparameter import real
+from finemesh.tuning.features import Features, Probe
 from finemesh.tuning.methods.base import Context, Method, Point, save_whole
 from finemesh.tuning.models import TaskName
-from finemesh.tuning.probe import Features, Probe
 
 HEADS = ("classifier", "score")  # what transformers calls the new layer of a sequence classifier
 

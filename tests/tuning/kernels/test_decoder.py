@@ -12,10 +12,10 @@ from torch import nn
 from transformers import MistralConfig, MistralForCausalLM
 
 from finemesh.tuning.data.batches import Batch, collate
+from finemesh.tuning.features import Probe
 from finemesh.tuning.kernels import attention, scored_losses
 from finemesh.tuning.kernels.decoder import way_through
 from finemesh.tuning.methods import METHODS
-from finemesh.tuning.probe import Probe
 from tests import tiny
 
 Gradients = dict[str, torch.Tensor]

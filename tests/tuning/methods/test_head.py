@@ -12,9 +12,9 @@ from torch import nn
 from finemesh.tuning import probe as module
 from finemesh.tuning.data.batches import collate
 from finemesh.tuning.evaluation.loss import batch_losses, evaluate
+from finemesh.tuning.features import Features, Probe
 from finemesh.tuning.kernels import decoder
 from finemesh.tuning.methods import METHODS
-from finemesh.tuning.probe import Features, Probe
 from finemesh.tuning.training import Plan, fine_tune
 from tests import tiny
 
