@@ -22,8 +22,10 @@ def describe_machine(threads: int) -> dict[str, Any]:
 
 
 def usable_cores() -> int:
-    """Of this process, which may have fewer than the machine."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Of this process, which may have fewer than the machine; no more than OMP_NUM_THREADS, where the user has set it."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    return min(cores, int(wanted)) if wanted.isdigit() and int(wanted) else cores
 
 
 def _processor() -> str:

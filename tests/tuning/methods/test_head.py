@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import nn
 
-from finemesh.tuning import probe as module
+from finemesh.tuning import features as module
 from finemesh.tuning.data.batches import collate
 from finemesh.tuning.evaluation.loss import batch_losses, evaluate
 from finemesh.tuning.features import Features, Probe
