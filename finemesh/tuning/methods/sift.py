@@ -61,9 +61,12 @@ class Sift(Method):
         return None
 
     def refuses(self, model: PreTrainedModel, point: Point, context: Context) -> str | None:
+        layers = linear_layers(model, point["layers"])
+        if not layers:
+            return f"the {point['layers']} layers of {type(model).__name__} are not known; use layers: all"
         if point["budget"] != "rank":
             return None
-        for name, layer in linear_layers(model, point["layers"]).items():
+        for name, layer in layers.items():
             rows, columns = layer.weight.shape
             if _entries(point, layer) > rows * columns:
                 return (f"rank {point['rank']} asks for {_entries(point, layer)} entries of {name}, which has only "

@@ -220,3 +220,18 @@ def test_a_rank_that_a_matrix_cannot_hold_is_refused():
     assert message == ("rank 40 asks for 2560 entries of model.layers.0.self_attn.q_proj, which has only 1024: "
                        "the rank may be at most 16")
     assert SIFT.refuses(model, {**POINT, "rank": 4}, context) is None
+
+
+@pytest.mark.parametrize(("kind", "task", "count"), [("llama", "instruct", 4), ("gpt2", "instruct", 2),
+                                                     ("bert", "classify", 4)])
+def test_the_layers_of_the_attention(kind, task, count):
+    model, _ = tiny.case(kind, task)
+    assert len(linear_layers(model, "attention")) == 2 * count
+    assert set(linear_layers(model, "attention")) < set(linear_layers(model, "all"))
+
+
+def test_attention_that_is_not_known_is_refused(monkeypatch):
+    model, context = tiny.case("llama", "instruct")
+    monkeypatch.setattr("finemesh.tuning.methods.targets.architecture", lambda model: None)
+    message = SIFT.refuses(model, {**POINT, "layers": "attention"}, context)
+    assert message == "the attention layers of LlamaForCausalLM are not known; use layers: all"
