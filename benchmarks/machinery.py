@@ -8,13 +8,11 @@ and telling the same points in its own SQLite storage, in one process.
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ import optuna
 from optuna.samplers import RandomSampler
 from rich.console import Console
 from rich.table import Table
+from sides import machine, versions
 
 from finemesh.hyperparameter import choice, integer, real
 from finemesh.run import RunFolder
@@ -115,9 +114,8 @@ def measure(stored: int, rounds: int, per_round: int) -> dict[str, Any]:
         "milliseconds_per_trial_optuna_sqlite": statistics.median(theirs),
         "seconds_to_resume": statistics.median(resumed),
         "stored_trials": stored,
-        "machine": {"processor": platform.processor() or platform.machine(), "system": platform.platform()},
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in
-                                                             ("finemesh", "optuna", "sqlalchemy")}},
+        "machine": machine(),
+        "versions": versions("finemesh", "optuna", "sqlalchemy"),
     }
 
 

