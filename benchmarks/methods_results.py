@@ -1,10 +1,11 @@
-"""What benchmarks/methods.py has found: one line a run in results.jsonl, and the tables that are made of them."""
+"""What benchmarks/methods.py has found: one line a run in TASK.jsonl, and the tables that are made of them."""
 
 import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -67,19 +68,20 @@ class Results:
         return [method for method in dict.fromkeys(found) if method != "untuned"]
 
 
-def document(results: Results, datasets: Sequence[Any], searched: Mapping[str, str],
+def document(results: Mapping[str, Results], datasets: Sequence[Any], searched: Mapping[str, str],
              references: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """By task: the untuned model and, by method, what was found. `ratios`: test loss relative to LoRA's on the same rows."""
     found: dict[str, Any] = {}
     for dataset in datasets:
         name = dataset.name
-        methods = {method: _method(results.of(name, method), searched[method], references[method])
-                   for method in references if results.of(name, method)}
+        of = partial(results[name].of, name)
+        methods = {method: _method(of(method), searched[method], references[method])
+                   for method in references if of(method)}
         beside = methods.get(BESIDE, {}).get("best", {}).get("runs", [])
         for entry in methods.values():
             for kind in ("best", "reference"):
                 entry[kind] = _tested(entry.get(kind, {}).get("runs", []), beside)
-        untuned = results.of(name, "untuned")
+        untuned = of("untuned")
         found[name] = {"model": dataset.model, "steps": dataset.steps, "batch_size": dataset.batch_size,
                        "max_length": dataset.max_length, "rows": dataset.rows,
                        "untuned": _tested(untuned, []), "methods": methods}
