@@ -263,10 +263,10 @@ def only(size: Size, names: list[str]) -> Size:
 
 
 def go_on(size: Size, out: Path, results: Path, threads: int | None) -> None:
+    out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as locks:
         for dataset in size.datasets:
-            (out / dataset.name).mkdir(parents=True, exist_ok=True)
-            locks.enter_context(FileLock(out / dataset.name / ".bench.lock", timeout=1))
+            locks.enter_context(FileLock(out / f".{dataset.name}.lock", timeout=1))
         benches = [Bench(dataset, out, results, size, threads) for dataset in size.datasets]
         for most in size.stages:
             for bench in benches:
