@@ -1,5 +1,6 @@
 """Fast arithmetic for fine-tuning Llama-type models on processors: the same losses and gradients in a fraction of the time.
 
+    compiled.py      what compiled kernels are written with
     packing.py       a batch without padding, what all rows begin with held once
     projections.py   linear layers and their LoRA increments
     attention.py     causal attention as batched matrix products

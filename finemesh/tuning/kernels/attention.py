@@ -11,11 +11,15 @@ most of what the mask would hide is never computed. Queries that share a key hea
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
+from numba import prange
 from torch.autograd import Function
 
+from finemesh.tuning.kernels.compiled import exp, highest_of, inlined, kernel, narrow, run, wide
 from finemesh.tuning.kernels.packing import Rows
 
+Rotation = tuple[torch.Tensor, torch.Tensor]  # cosines and sines, (time, half a head)
 BLOCK = 64  # queries
 KEPT = 1024  # longest rows whose probabilities are kept for the gradient; those of longer ones are computed again
 
@@ -37,10 +41,9 @@ class _Attention(Function):
                 rows: Rows, width: int, scale: float, past: torch.Tensor | None) -> torch.Tensor:
         key_heads = k.size(1) // width
         group = q.size(1) // k.size(1)  # query heads a key head
-        cos, sin = cos[:, None], sin[:, None]  # (time, 1, width / 2)
-        queries = _rotated(_by_head(rows.spread(q), key_heads, group), cos * scale, sin * scale)
-        keys = _rotated(_by_head(rows.spread(k), key_heads, 1), cos, sin)
-        values = _by_head(rows.spread(v), key_heads, 1).reshape(keys.shape)
+        queries = _by_head(q, rows.unpack, rows, width, group, (cos, sin), scale)
+        keys = _by_head(k, rows.unpack, rows, width, 1, (cos, sin))
+        values = _by_head(v, rows.unpack, rows, width, 1)
         if past is not None:
             before = past.view(2, 1, -1, key_heads, width).transpose(2, 3)  # (2, 1, key heads, virtual, width)
             before_k, before_v = before.expand(-1, rows.batch, -1, -1, -1).flatten(1, 2)
@@ -54,13 +57,13 @@ class _Attention(Function):
         keep = rows.time <= KEPT and any(ctx.needs_input_grad)
         ctx.save_for_backward(queries, keys, values, cos, sin, *(kept if keep else ()))
         ctx.rows, ctx.group, ctx.scale = rows, group, scale
-        return rows.gather(_by_token(outputs, rows, group))
+        return _by_token(outputs, rows, group)
 
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         queries, keys, values, cos, sin, *kept = ctx.saved_tensors
         rows, group, scale = ctx.rows, ctx.group, ctx.scale
-        d_outputs = _by_head(rows.spread_gradient(dy), keys.size(0) // rows.batch, group).reshape(queries.shape)
+        d_outputs = _by_head(dy, rows.holders, rows, queries.size(2), group)
         d_queries, d_keys, d_values = torch.empty_like(queries), torch.zeros_like(keys), torch.zeros_like(values)
         virtual = keys.size(1) - rows.time
         for i, (block, end) in enumerate(_blocks(rows.time)):
@@ -72,9 +75,9 @@ class _Attention(Function):
             ds = torch.ops.aten._softmax_backward_data(dp, p, -1, p.dtype)
             d_queries[:, where] = torch.bmm(ds, keys[:, :end])
             d_keys[:, :end] += torch.bmm(ds.transpose(1, 2), queries[:, where])
-        dq = rows.gather_gradient(_by_token(d_queries, rows, group, cos * scale, sin * -scale))
-        dk = rows.gather_gradient(_by_token(d_keys[:, virtual:], rows, 1, cos, -sin))
-        dv = rows.gather_gradient(_by_token(d_values[:, virtual:], rows, 1))
+        dq = _by_token(d_queries, rows, group, (cos, sin), scale, summed=True)
+        dk = _by_token(d_keys[:, virtual:], rows, 1, (cos, sin), summed=True)
+        dv = _by_token(d_values[:, virtual:], rows, 1, summed=True)
         d_past = None
         if virtual:
             both = torch.stack([d_keys[:, :virtual], d_values[:, :virtual]])
@@ -94,39 +97,96 @@ def _probabilities(queries: torch.Tensor, keys: torch.Tensor, rows: Rows, block:
     first = keys.size(1) - rows.time + block.start  # of the keys that only a part of the block sees
     count = block.stop - block.start
     scores = torch.bmm(queries[:, block.start * group:block.stop * group], keys[:, :first + count].transpose(1, 2))
-    future = torch.full((count, count), float("-inf"), dtype=scores.dtype).triu_(1).repeat_interleave(group, 0)
-    scores[:, :, first:] += future
-    return torch.softmax(scores, -1)
+    run(_softmax, scores, first, group)
+    return scores
 
 
-def _by_head(spread: torch.Tensor, key_heads: int, group: int) -> torch.Tensor:
-    """(batch, time, heads * width) -> a view (batch, key heads, time, group, width)."""
-    batch, time, width = spread.shape
-    return spread.view(batch, time, key_heads, group, width // key_heads // group).transpose(1, 2)
+def _by_head(packed: torch.Tensor, holders: torch.Tensor, rows: Rows, width: int, group: int,
+             rotation: Rotation | None = None, scale: float = 1.0) -> torch.Tensor:
+    """(tokens, heads * width) -> (batch * key heads, time * group, width), rotated; `holders`: see Rows."""
+    key_heads = packed.size(1) // width // group
+    heads = torch.empty(rows.batch * key_heads, rows.time * group, width, dtype=packed.dtype)
+    run(_spread, packed.contiguous(), holders, group, *_turning(rotation, packed), scale, heads)
+    return heads
 
 
-def _by_token(heads: torch.Tensor, rows: Rows, group: int, cos: torch.Tensor | None = None,
-              sin: torch.Tensor | None = None) -> torch.Tensor:
-    """(batch * key heads, time * group, width) -> (batch, time, heads * width), rotated where `cos` and `sin` are given."""
-    view = heads.view(rows.batch, -1, rows.time, group, heads.size(2))
-    result = heads.new_empty(rows.batch, rows.time, view.size(1), group, heads.size(2))
-    if cos is None or sin is None:
-        result.copy_(view.transpose(1, 2))
-    else:
-        _rotate(view, cos, sin, result.transpose(1, 2))
-    return result.view(rows.batch, rows.time, -1)
+def _by_token(heads: torch.Tensor, rows: Rows, group: int, rotation: Rotation | None = None, scale: float = 1.0, *,
+              summed: bool = False) -> torch.Tensor:
+    """The way back: (batch * key heads, time * group, width) -> (tokens, heads * width), rotated back.
+
+    Of shared tokens, what the first row has; the sum over rows where `summed`.
+    """
+    key_heads = heads.size(0) // rows.batch
+    packed = torch.empty(rows.tokens, key_heads * group * heads.size(2), dtype=heads.dtype)
+    run(_gather, heads, rows.pack, rows.time, rows.shared if summed else 0, group, *_turning(rotation, heads), scale, packed)
+    return packed
 
 
-def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """(batch, key heads, time, group, width) -> (batch * key heads, time * group, width), contiguous."""
-    result = torch.empty(x.shape, dtype=x.dtype)
-    _rotate(x, cos, sin, result)
-    return result.view(x.size(0) * x.size(1), x.size(2) * x.size(3), x.size(4))
+def _turning(rotation: Rotation | None, like: torch.Tensor) -> Rotation:
+    return rotation or (like.new_empty(0, 0), like.new_empty(0, 0))
 
 
-def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, result: torch.Tensor) -> None:
-    """(a, b) -> (a cos - b sin, b cos + a sin), a and b the halves of a head."""
-    half = x.size(-1) // 2
-    a, b = x[..., :half], x[..., half:]
-    torch.mul(a, cos, out=result[..., :half]).addcmul_(b, sin, value=-1)
-    torch.mul(b, cos, out=result[..., half:]).addcmul_(a, sin)
+@kernel
+def _spread(packed: Any, holders: Any, group: int, cos: Any, sin: Any, scale: float, heads: Any) -> None:
+    width = heads.shape[2]
+    key_heads = packed.shape[1] // width // group
+    time = heads.shape[1] // group
+    for position in prange(len(holders)):
+        row, t = position // time, position % time
+        token = holders[position]
+        values = np.zeros(width, np.float32)
+        for head in range(key_heads * group):
+            if token >= 0:
+                of = packed[token, head * width:(head + 1) * width]
+                for i in range(width):
+                    values[i] = wide(of[i]) * np.float32(scale)
+            _turned(values, cos, sin, t, np.float32(1), heads[row * key_heads + head // group, t * group + head % group])
+
+
+@kernel
+def _gather(heads: Any, pack: Any, time: int, summed: int, group: int, cos: Any, sin: Any, scale: float, packed: Any) -> None:
+    tokens, width = len(pack), heads.shape[2]
+    key_heads = packed.shape[1] // width // group
+    for token in prange(tokens):
+        first, t = pack[token] // time, pack[token] % time
+        last = len(heads) // key_heads if token < summed else first + 1
+        total = np.empty(width, np.float32)
+        for head in range(key_heads * group):
+            total[:] = 0
+            for row in range(first, last):
+                of = heads[row * key_heads + head // group, t * group + head % group]
+                for i in range(width):
+                    total[i] += wide(of[i]) * np.float32(scale)
+            _turned(total, cos, sin, t, np.float32(-1), packed[token, head * width:(head + 1) * width])
+
+
+@inlined
+def _turned(values: Any, cos: Any, sin: Any, t: int, direction: Any, to: Any) -> None:
+    """(a, b) -> (a cos - b sin, b cos + a sin), a and b the halves of a head; as they are where there is no rotation."""
+    half = cos.shape[1]
+    if half == 0:
+        for i in range(len(to)):
+            to[i] = narrow(values[i], to)
+        return
+    a, b, to_a, to_b, c, s = values[:half], values[half:], to[:half], to[half:], cos[t], sin[t]
+    for i in range(half):
+        to_a[i] = narrow(a[i] * wide(c[i]) - direction * b[i] * wide(s[i]), to)
+    for i in range(half):
+        to_b[i] = narrow(b[i] * wide(c[i]) + direction * a[i] * wide(s[i]), to)
+
+
+@kernel
+def _softmax(scores: Any, first: int, group: int) -> None:
+    """In place; the query in line i sees the keys up to first + i / group, itself included."""
+    batch, lines, _ = scores.shape
+    for line in prange(batch * lines):
+        values = scores[line // lines, line % lines]
+        seen = values[:first + line % lines // group + 1]
+        highest = highest_of(seen)
+        total = np.float32(0)
+        for j in range(len(seen)):
+            total += exp(wide(seen[j]) - highest)
+        share = np.float32(1) / total
+        for j in range(len(seen)):
+            seen[j] = narrow(exp(wide(seen[j]) - highest) * share, scores)
+        values[len(seen):] = 0

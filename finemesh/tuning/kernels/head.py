@@ -6,10 +6,33 @@ where g_i is the gradient that reaches loss_i. A frozen head's dh_i / g_i is com
 
 from typing import Any
 
+import numpy as np
 import torch
+from numba import prange
 from torch.autograd import Function
 
+from finemesh.tuning.kernels.compiled import exp, highest_of, kernel, narrow, run, wide
+
 CHUNK = 256  # positions
+
+
+@kernel
+def _surprise(logits: Any, targets: Any, losses: Any, in_place: bool) -> None:
+    """Each row's loss; where `in_place`, the logits become softmax(logits) - onehot(target)."""
+    rows, vocabulary = logits.shape
+    for i in prange(rows):
+        highest = highest_of(logits[i])
+        total = np.float32(0)
+        for j in range(vocabulary):
+            total += exp(wide(logits[i, j]) - highest)
+        target = targets[i]
+        losses[i] = np.log(total) + highest - wide(logits[i, target])
+        if in_place:
+            share = np.float32(1) / total
+            p_target = exp(wide(logits[i, target]) - highest) * share
+            for j in range(vocabulary):
+                logits[i, j] = narrow(exp(wide(logits[i, j]) - highest) * share, logits)
+            logits[i, target] = narrow(p_target - np.float32(1), logits)
 
 
 def cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -28,13 +51,10 @@ class _CrossEntropy(Function):
         errors = []
         for start in range(0, len(hidden), CHUNK):
             part = slice(start, start + CHUNK)
-            target = targets[part, None]
-            log_p = torch.log_softmax(hidden[part] @ head.t(), -1, dtype=torch.float32)
-            losses[part] = -log_p.gather(1, target)[:, 0]
+            error = hidden[part] @ head.t()
+            run(_surprise, error, targets[part], losses[part], needs_hidden or trained)
             if not (needs_hidden or trained):
                 continue
-            error = torch.exp(log_p, out=hidden.new_empty(log_p.shape))  # p
-            error.scatter_add_(1, target, error.new_full(target.shape, -1))
             if d_hidden is None:
                 errors.append(error)
             else:

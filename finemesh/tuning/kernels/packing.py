@@ -7,6 +7,7 @@ Attention itself sees rows, right-padded: a row never looks at what comes after 
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -25,25 +26,12 @@ class Rows:
     def tokens(self) -> int:
         return len(self.pack)
 
-    def spread(self, packed: torch.Tensor) -> torch.Tensor:
-        """(tokens, width) -> (batch, time, width)."""
-        return packed.index_select(0, self.unpack).view(self.batch, self.time, -1)
-
-    def gather(self, spread: torch.Tensor) -> torch.Tensor:
-        """(batch, time, width) -> (tokens, width): of shared tokens, which rows agree on, the first row's."""
-        return spread.reshape(self.batch * self.time, -1).index_select(0, self.pack)
-
-    def spread_gradient(self, packed: torch.Tensor) -> torch.Tensor:
-        """The transpose of `gather`: (tokens, width) -> (batch, time, width), zero elsewhere."""
-        spread = packed.new_zeros(self.batch * self.time, packed.size(1))
-        return spread.index_copy_(0, self.pack, packed).view(self.batch, self.time, -1)
-
-    def gather_gradient(self, spread: torch.Tensor) -> torch.Tensor:
-        """The transpose of `spread`, given that padding has no gradient: shared tokens get the sum over rows."""
-        packed = self.gather(spread)
-        if self.shared:
-            packed[:self.shared] = spread[:, :self.shared].sum(0)
-        return packed
+    @cached_property
+    def holders(self) -> torch.Tensor:
+        """(batch * time,) the packed token of which a position is the own one, -1 where there is none."""
+        holders = torch.full_like(self.unpack, -1)
+        holders[self.pack] = torch.arange(self.tokens)
+        return holders
 
 
 def common_start(input_ids: torch.Tensor, lengths: torch.Tensor) -> int:

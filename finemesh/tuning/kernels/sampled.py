@@ -1,19 +1,24 @@
 """The chosen entries of a weight's gradient without the rest of it: dW[i, j] = sum over tokens t of left[t, i] right[t, j].
 
-On processors a sampled product costs, for each chosen entry, some ten times what a dense product costs for each entry of the
+On processors a sampled product costs, for each chosen entry, some five times what a dense product costs for each entry of the
 matrix (LOG.md), so it pays up to a density of some per cent; above that, and on GPUs, the dense product is taken and dropped
 as soon as the entries are read off. Source of the method: Song et al., arXiv 2312.11875.
 """
 
-import warnings
+from typing import Any
 
+import numpy as np
 import torch
+from numba import prange
 
-PAYS_UP_TO = {torch.float32: 0.16, torch.bfloat16: 0.08}  # of the matrix, measured on SmolLM2's shapes (LOG.md)
+from finemesh.tuning.kernels.compiled import kernel, run, wide
+
+PAYS_UP_TO = {torch.float32: 0.2, torch.bfloat16: 0.12}  # of the matrix, measured on SmolLM2's shapes (LOG.md)
+TILE = 32
 
 
 class Tokens:
-    """Values (tokens, width) that several products read; as (width, tokens) float32 once, when first asked for."""
+    """Values (tokens, width) that several products read; as (width, padded tokens) once, when first asked for."""
 
     def __init__(self, values: torch.Tensor) -> None:
         self.values = values
@@ -22,7 +27,10 @@ class Tokens:
     @property
     def columns(self) -> torch.Tensor:
         if self._columns is None:
-            self._columns = self.values.t().to(torch.float32, memory_format=torch.contiguous_format)
+            tokens, width = self.values.shape
+            padded = (-(-tokens // TILE) | 1) * TILE  # odd, see _transpose
+            self._columns = torch.empty(width, padded, dtype=self.values.dtype)
+            run(_transpose, self.values, self._columns)
         return self._columns
 
 
@@ -31,7 +39,7 @@ class Entries:
 
     def __init__(self, flat: torch.Tensor, shape: tuple[int, int]) -> None:
         self.flat, self.shape = flat, shape
-        self._pattern: torch.Tensor | None = None
+        self._pattern: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @property
     def density(self) -> float:
@@ -40,20 +48,52 @@ class Entries:
     def gradient(self, left: Tokens, right: Tokens) -> torch.Tensor:
         """(count,) float32, from left (tokens, rows) and right (tokens, columns) of one type."""
         if left.values.device.type == "cpu" and self.density <= PAYS_UP_TO.get(left.values.dtype, 0.0):
-            sampled = torch.sparse.sampled_addmm(self._csr(), left.columns, right.columns.t(), beta=0.0)
-            values: torch.Tensor = sampled.values()
+            values = torch.empty(len(self.flat))
+            run(_sampled_product, *self._rows(), left.columns, right.columns, values)
             return values
         dense = left.values.t() @ right.values
         return dense.view(-1).index_select(0, self.flat).float()
 
-    def _csr(self) -> torch.Tensor:
+    def _rows(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where each row's entries begin, (rows + 1,), and the entries' columns, (count,)."""
         if self._pattern is None:
             rows, columns = self.shape
             row = torch.div(self.flat, columns, rounding_mode="floor")
             starts = torch.zeros(rows + 1, dtype=torch.int32)
             starts[1:] = torch.bincount(row, minlength=rows).cumsum(0)
-            with warnings.catch_warnings():  # that sparse tensors are young, and unchecked unless asked for
-                warnings.simplefilter("ignore", UserWarning)
-                self._pattern = torch.sparse_csr_tensor(starts, self.flat - row * columns, torch.zeros(len(self.flat)),
-                                                        (rows, columns), check_invariants=False)
+            self._pattern = starts, self.flat - row * columns
         return self._pattern
+
+
+@kernel
+def _transpose(values: Any, columns: Any) -> None:
+    """Square by square, each read line by line first: lines a power of 2 apart push each other out of caches, too."""
+    tokens, width = values.shape
+    for tile in prange(columns.shape[1] // TILE):
+        first = tile * TILE
+        count = max(0, min(tokens - first, TILE))
+        square = np.zeros((TILE, TILE), values.dtype)
+        for start in range(0, width, TILE):
+            wide_of_it = min(width - start, TILE)
+            for t in range(count):
+                square[t, :wide_of_it] = values[first + t, start:start + wide_of_it]
+            for i in range(wide_of_it):
+                for t in range(TILE):
+                    columns[start + i, first + t] = square[t, i]
+
+
+@kernel
+def _sampled_product(starts: Any, columns: Any, left: Any, right: Any, values: Any) -> None:
+    """left (rows, tokens), right (columns, tokens) -> values (count,)"""
+    rows, tokens = left.shape
+    for i in prange(rows):
+        if starts[i] < starts[i + 1]:
+            own = np.empty(tokens, np.float32)
+            for t in range(tokens):
+                own[t] = wide(left[i, t])
+            for entry in range(starts[i], starts[i + 1]):
+                other = right[columns[entry]]
+                total = np.float32(0)
+                for t in range(tokens):
+                    total += own[t] * wide(other[t])
+                values[entry] = total

@@ -16,22 +16,18 @@ def test_padding_is_not_packed_and_shared_tokens_are_packed_once(rows: Rows) -> 
     assert len(set(rows.pack.tolist())) == rows.tokens
 
 
-def test_spread_gives_each_row_its_tokens(rows: Rows) -> None:
-    tokens = torch.arange(rows.tokens, dtype=torch.float)[:, None]
-    spread = rows.spread(tokens)[..., 0]
-    assert torch.equal(rows.gather(spread[..., None]), tokens)
-    assert all(torch.equal(row[:rows.shared], spread[0, :rows.shared]) for row in spread)
-    own = [spread[row, rows.shared:length] for row, length in enumerate((5, 3, 4))]
-    assert torch.equal(torch.cat(own), tokens[rows.shared:, 0])
+def test_every_position_of_a_row_has_its_token(rows: Rows) -> None:
+    unpack = rows.unpack.view(3, 6)
+    assert torch.equal(rows.unpack[rows.pack], torch.arange(rows.tokens))
+    assert all(torch.equal(row[:rows.shared], torch.arange(rows.shared)) for row in unpack)
+    own = [unpack[row, rows.shared:length] for row, length in enumerate((5, 3, 4))]
+    assert torch.equal(torch.cat(own), torch.arange(rows.shared, rows.tokens))
 
 
-def test_gradients_are_transposes(rows: Rows) -> None:
-    torch.manual_seed(0)
-    real = torch.arange(6) < torch.tensor([5, 3, 4])[:, None]
-    packed = torch.randn(rows.tokens, 2, dtype=torch.float64)
-    spread = torch.randn(3, 6, 2, dtype=torch.float64) * real[..., None]  # padding has no gradient
-    torch.testing.assert_close((rows.spread(packed) * spread).sum(), (packed * rows.gather_gradient(spread)).sum())
-    torch.testing.assert_close((rows.gather(spread) * packed).sum(), (spread * rows.spread_gradient(packed)).sum())
+def test_each_token_has_one_position_of_its_own(rows: Rows) -> None:
+    held = rows.holders >= 0
+    assert torch.equal(rows.holders[held].sort().values, torch.arange(rows.tokens))
+    assert torch.equal(rows.holders[held], rows.unpack[held])
 
 
 @pytest.mark.parametrize(("ids", "lengths", "expected"), [

@@ -30,7 +30,9 @@ def test_both_ways_are_taken(monkeypatch):
     assert entries._pattern is not None
 
 
-def test_columns_are_made_once():
-    tokens = Tokens(torch.randn(5, 3))
+@pytest.mark.parametrize("count", [5, 32, 70])
+def test_columns_are_made_once(count):
+    tokens = Tokens(torch.randn(count, 50))
     assert tokens.columns is tokens.columns
-    assert torch.equal(tokens.columns, tokens.values.t())
+    assert torch.equal(tokens.columns[:, :count], tokens.values.t())
+    assert not tokens.columns[:, count:].any()
