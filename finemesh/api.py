@@ -20,6 +20,7 @@ from finemesh.results.probe import write_probe
 from finemesh.results.report import write_report
 from finemesh.results.summary import status as read_status
 from finemesh.run import RunFolder, full_disk
+from finemesh.search import database
 from finemesh.search.budget import Budget
 from finemesh.search.executors import EXECUTORS, LocalExecutor
 from finemesh.search.finish import finish
@@ -44,6 +45,9 @@ ANSWERS = 3  # test prompts that are answered before and after
 def search(config: Config, *, observer: Observer | None = None) -> dict[str, Any]:
     """The whole job: search, leaders repeated, test split, best/ and the report. The status document."""
     run, watcher = RunFolder(config.out), observer or Nobody()
+    storage = None if config.storage == "sqlite" else config.storage
+    if storage:
+        database.check(storage)
     with _begun(run, config):
         study = prepare(config, run)
         for note in study.splits.notes if not run.outcomes() else ():
@@ -54,8 +58,7 @@ def search(config: Config, *, observer: Observer | None = None) -> dict[str, Any
                 study.space, OPTIMIZERS[settings.optimizer](settings.seed, config.workers),
                 Budget(settings.trials, settings.hours), executor, run, seed=settings.seed, steps=settings.steps,
                 workers=config.workers, constraints=settings.constraints, reproducible=settings.reproducible,
-                observer=watcher, first=list(study.references.items()),
-                storage=None if config.storage == "sqlite" else config.storage)
+                observer=watcher, first=list(study.references.items()), storage=storage)
             if run.finish() is None:
                 run.forget_lightened()
             finish(outcomes, study.references, study.space, executor, run, seed=settings.seed, steps=settings.steps,

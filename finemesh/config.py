@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_serializer, field_validator
 
 from finemesh.complaints import Source, invalid
 from finemesh.data_config import DataConfig, Section
@@ -88,13 +88,22 @@ class Config(Section):
                              f"not {storage!r}")
         return storage
 
+    @field_serializer("storage")
+    def _without_password(self, storage: str) -> str:
+        """What is written of a config (the run folder's, say) is for others to read, too."""
+        if storage == "sqlite":
+            return storage
+        from finemesh.search.database import without_password
+
+        return without_password(storage)
+
     @property
     def spaces(self) -> dict[str, dict[str, Any]] | None:
         """By method, what is fixed or narrowed of its hyperparameters; None: every method that fits the task."""
         return {name: {} for name in self.methods} if isinstance(self.methods, list) else self.methods
 
     def to_yaml(self) -> str:
-        """A config file that loads as this very Config."""
+        """A config file that loads as this very Config (but for a password in `storage`)."""
         return write_yaml(self.model_dump(exclude_none=True))
 
 

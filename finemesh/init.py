@@ -47,6 +47,7 @@ search:
   seed: 0
 
 workers: 1          # trials at a time
+# storage: postgresql://user@host:5432/name  # left out: a file in the run folder
 out: {out}
 """
 

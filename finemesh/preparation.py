@@ -141,6 +141,7 @@ def prepare(config: Config, run: RunFolder) -> Study:
         else:
             task = _task(config, run, source, splits)
         write_json(run.task, task.to_json())
+        write_json(run.space, space.to_json())
         if not run.machine.exists():
             write_json(run.machine, describe_machine(task.threads) | {"precision": task.precision.to_json()})
     references = {name: space.point(name, {}, METHODS[name].reference) for name in space.methods}

@@ -6,6 +6,7 @@ Every file is written whole or not at all. One process at a time works on a fold
 import errno
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -29,11 +30,21 @@ class RunFolder:
         self.config = self.path / "config.yaml"
         self.splits = self.path / "splits"
         self.task = self.path / "task.json"
+        self.space = self.path / "space.json"
         self.machine = self.path / "machine.json"
         self.best = self.path / "best"
         self.report = self.path / "report.html"
         self.logs = self.path / "logs"
         self.study = self.path / "study.db"
+
+    def study_name(self, storage: str | None) -> str:
+        """In a database that other studies may share, the folder's first name and what tells it from others so named."""
+        if storage is None:
+            return self.path.resolve().name
+        file = self.path / "study_name.txt"
+        if not file.exists():
+            _write_text(file, f"{self.path.resolve().name}-{secrets.token_hex(4)}")
+        return file.read_text(encoding="utf-8")
 
     def trial(self, number: int) -> Path:
         return self.path / "trials" / f"{number:04d}"

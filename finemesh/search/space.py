@@ -9,7 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+    distribution_to_json,
+)
 from optuna.trial import BaseTrial
 
 from finemesh.errors import InputError, nearest
@@ -36,6 +42,12 @@ class Space:
                 point[name] = fixed[name] if name in fixed else _suggest(trial, f"{method}.{name}",
                                                                          hyperparameter.distribution)
         return method, point
+
+    def to_json(self) -> dict[str, dict[str, Any]]:
+        """By method, the distributions of what is sampled, as Optuna writes them."""
+        return {method: {name: json.loads(distribution_to_json(hyperparameter.distribution))
+                         for name, hyperparameter in known.items() if name not in self.fixed.get(method, {})}
+                for method, known in self.methods.items()}
 
     def stored(self, method: str, point: Mapping[str, Any]) -> dict[str, Any]:
         """The parameters of a trial in the store that `suggest` reads as this point."""

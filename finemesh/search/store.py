@@ -27,6 +27,7 @@ from optuna.study._constrained_optimization import _CONSTRAINTS_KEY
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from finemesh.run import disk_is_full
+from finemesh.search.database import address
 from finemesh.trial import Outcome
 
 SQLITE_PATIENCE = 60  # seconds to wait for another process that reads or writes
@@ -78,11 +79,12 @@ class Store(_CachedStorage):
 @contextmanager
 def opened(url: str, name: str, sampler: BaseSampler) -> Iterator[optuna.Study]:
     """The study of this name, made where there is none."""
-    sqlite = url.startswith("sqlite")
-    backend = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": SQLITE_PATIENCE}} if sqlite else {})
-    if sqlite:
+    if url.startswith("sqlite"):
+        backend = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": SQLITE_PATIENCE}})
         backend.engine.dispose()
         sqlalchemy.event.listen(backend.engine, "connect", _without_waiting)
+    else:
+        backend = RDBStorage(address(url).render_as_string(hide_password=False), engine_kwargs={"pool_pre_ping": True})
     try:
         yield optuna.create_study(storage=Store(backend), study_name=name, sampler=sampler, load_if_exists=True)
     finally:

@@ -4,6 +4,7 @@ Trial n is asked for when exactly the trials up to n - workers are told, in orde
 points, and a search that was stopped at any moment goes on with the points of the uninterrupted one.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,10 +12,12 @@ import optuna
 from optuna.exceptions import StorageInternalError
 from optuna.samplers import BaseSampler
 from optuna.trial import Trial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from finemesh.errors import InputError
 from finemesh.run import RunFolder, full_disk
 from finemesh.search.budget import SAVED_EVERY, Budget, Clock
+from finemesh.search.database import gone, wait_for
 from finemesh.search.executors.base import Executor
 from finemesh.search.jobs import Jobs
 from finemesh.search.observer import Nobody, Observer
@@ -33,17 +36,24 @@ def run_search(
     """The outcomes of all trials, in order, those of earlier runs of the command included.
 
     `first`: points that are evaluated before the sampler's own, moved into the space where they are outside.
-    `storage`: the URL of a database; by default study.db in the run folder.
+    `storage`: the URL of a database; by default study.db in the run folder. When it goes away the search waits for it.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    observer, url = observer or Nobody(), storage or f"sqlite:///{run.study}"
-    try:
-        with full_disk(run.path), opened(url, run.path.resolve().name, sampler) as study:
-            return Search(space, study, budget, Jobs(executor, observer), run, observer, seed=seed, steps=steps,
-                          workers=workers, constraints=dict(constraints or {}), reproducible=reproducible,
-                          first=first).run()
-    except StorageInternalError as error:
-        raise storage_error(error, run.path) from error
+    observer = observer or Nobody()
+    jobs, spare = Jobs(executor, observer), copy.deepcopy(sampler) if storage else sampler
+    observer.phase("search", budget.trials)
+    while True:
+        try:
+            with full_disk(run.path), opened(storage or f"sqlite:///{run.study}", run.study_name(storage), sampler) as study:
+                return Search(space, study, budget, jobs, run, observer, seed=seed, steps=steps, workers=workers,
+                              constraints=dict(constraints or {}), reproducible=reproducible, first=first).run()
+        except (StorageInternalError, SQLAlchemyError) as error:
+            if storage is None and isinstance(error, StorageInternalError):
+                raise storage_error(error, run.path) from error
+            if storage is None or not gone(error):
+                raise
+            wait_for(storage, error, run.path, jobs.pause, observer.message)
+            sampler = copy.deepcopy(spare)  # as in a new process: what it heard may not have been stored
 
 
 class Search:
@@ -83,7 +93,6 @@ class Search:
     def _resume(self) -> None:
         """What the store knows as finished is read; what it knows as running keeps its number and its point."""
         trials = self._study.get_trials(deepcopy=False)
-        self._observer.phase("search", self._budget.trials)
         for trial in trials:
             if trial.state.is_finished():
                 outcome = read_outcome(self._folder.trial(trial.number))

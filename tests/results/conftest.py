@@ -1,4 +1,4 @@
-"""A run folder like those a search leaves behind, made up: any number of trials, any end, a real study.db."""
+"""A run folder like those a search leaves behind, made up: any number of trials, any end."""
 
 import json
 import math
@@ -7,10 +7,15 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import optuna
 import pytest
 import yaml
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+    distribution_to_json,
+)
 
 from finemesh.trial import Outcome, write_json, write_outcome
 
@@ -110,16 +115,9 @@ def outcomes(trials: int, methods: list[str], task: str, random: Random, fate: C
     return made
 
 
-def write_study(path: Path, made: list[Outcome], methods: list[str]) -> None:
-    study = optuna.create_study(storage=f"sqlite:///{path}", study_name="finemesh")
-    for outcome in made:
-        params = {"method": outcome.method} | {f"{outcome.method}.{k}": v for k, v in outcome.hyperparameters.items()}
-        spaces = {"method": CategoricalDistribution(methods)} | {
-            f"{outcome.method}.{name}": d for name, d in SPACES[outcome.method].items()}
-        failed = outcome.state == "failed"
-        study.add_trial(optuna.trial.create_trial(
-            state=optuna.trial.TrialState.FAIL if failed else optuna.trial.TrialState.COMPLETE, params=params,
-            distributions=spaces, value=None if failed else outcome.validation_loss))
+def write_space(path: Path, methods: list[str]) -> None:
+    write_json(path, {method: {name: json.loads(distribution_to_json(distribution))
+                               for name, distribution in SPACES[method].items()} for method in methods})
 
 
 def write_finish(run: Path, made: list[Outcome], methods: list[str], task: str, random: Random, gain: float) -> None:
@@ -153,7 +151,7 @@ def write_finish(run: Path, made: list[Outcome], methods: list[str], task: str, 
 
 def make_run(run: Path, *, trials: int = 24, methods: tuple[str, ...] = ("lora", "full", "head", "prompt"),
              task: str = "instruct", finished: bool = True, fates: dict[int, str] | None = None,
-             all_failed: bool = False, study: bool = False, gain: float = 0.15, seed: int = 0) -> Path:
+             all_failed: bool = False, space: bool = False, gain: float = 0.15, seed: int = 0) -> Path:
     """`fates`: trial number to failed, infeasible, pruned or duplicate; the others are complete."""
     random = Random(seed)
     chosen = {5: "failed", 9: "infeasible", 13: "duplicate", 16: "pruned"} if fates is None else fates
@@ -174,8 +172,8 @@ def make_run(run: Path, *, trials: int = 24, methods: tuple[str, ...] = ("lora",
     made = outcomes(trials, named, task, random, lambda n: "failed" if all_failed else chosen.get(n, "complete"))
     for outcome in made:
         write_trial(run / f"trials/{outcome.number:04d}", outcome, random)
-    if study and made:
-        write_study(run / "study.db", made, named)
+    if space:
+        write_space(run / "space.json", named)
     if finished:
         write_finish(run, made, named, task, random, gain)
     return run

@@ -4,16 +4,24 @@ Losses are replaced by their ranks, else a few diverged trials would explain eve
 of their own, so each is looked at alone. Functional ANOVA: Hutter et al. 2014.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+    json_to_distribution,
+)
 
 from finemesh.results import words
-from finemesh.results.record import Record
+from finemesh.results.record import Record, read_document
+from finemesh.run import RunFolder
 from finemesh.trial import Outcome
 
 FEWEST = 10  # trials of a method below which nothing can be told
@@ -30,36 +38,22 @@ class Importance:
     note: str
 
 
-def stored_spaces(record: Record) -> dict[str, dict[str, BaseDistribution]]:
-    """Each method's hyperparameters with their ranges, from study.db; {} where it cannot be read."""
-    url, database = str(record.config.get("storage")), record.folder / "study.db"
-    name = record.folder.resolve().name if "://" in url else None  # a file of its own holds one study
-    if name is None and not database.exists():
-        return {}
-    spaces: dict[str, dict[str, BaseDistribution]] = {}
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        study = optuna.load_study(study_name=name, storage=url if name else f"sqlite:///{database}")
-        for trial in study.get_trials(deepcopy=False):
-            for name, distribution in trial.distributions.items():
-                method, _, hyperparameter = name.partition(".")
-                if hyperparameter:
-                    spaces.setdefault(method, {})[hyperparameter] = distribution
-    except Exception:  # SQLAlchemy and Optuna have no common base; a report without ranges is better than none
-        return {}
-    return spaces
+def searched_spaces(record: Record) -> dict[str, dict[str, BaseDistribution]]:
+    """Each method's hyperparameters with the ranges that were searched, from space.json; {} where it is not there."""
+    return {method: {name: json_to_distribution(json.dumps(distribution)) for name, distribution in known.items()}
+            for method, known in read_document(RunFolder(record.folder).space).items()}
 
 
 def spaces(record: Record) -> dict[str, dict[str, BaseDistribution]]:
-    """As stored, with the ranges seen in the trials for what the store does not know; without what is fixed."""
-    known = stored_spaces(record)
+    """As searched, with the ranges seen in the trials for what is not known; without what is fixed."""
+    searched, known = searched_spaces(record), {}
     for method in record.methods:
         values: dict[str, list[Any]] = {}
         for outcome in record.outcomes:
             for name, value in outcome.hyperparameters.items() if outcome.method == method else ():
                 values.setdefault(name, []).append(value)
-        stored = known.get(method, {})
-        ranges = {name: stored[name] if name in stored and fits(stored[name], found) else seen(found)
+        ranged = searched.get(method, {})
+        ranges = {name: ranged[name] if name in ranged and fits(ranged[name], found) else seen(found)
                   for name, found in values.items()}
         known[method] = {name: distribution for name, distribution in ranges.items() if not distribution.single()}
     return known

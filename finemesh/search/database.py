@@ -1,0 +1,89 @@
+"""The database server of a study that `storage` names: its address, whether it answers, and waiting until it does again.
+
+A search that loses its database in the middle goes on as one that was killed does: by reading the store anew.
+"""
+
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import sqlalchemy
+from optuna.exceptions import StorageInternalError
+from sqlalchemy.exc import ArgumentError, InterfaceError, NoSuchModuleError, OperationalError, SQLAlchemyError
+
+from finemesh.errors import InputError
+
+PATIENCE = 600.0  # seconds after which a database counts as gone for good
+LOOK_EVERY = 2.0  # seconds
+CONNECTION = {"connect_timeout": "10", "keepalives_idle": "30", "keepalives_interval": "10", "keepalives_count": "3",
+              "tcp_user_timeout": "60000"}  # libpq's: a server whose machine vanished is noticed within a minute
+
+
+def address(storage: str) -> sqlalchemy.URL:
+    try:
+        url = sqlalchemy.make_url(storage)
+    except (ArgumentError, ValueError):
+        raise InputError(f"storage: {without_password(storage)} is no address of a database: it should look like "
+                         "postgresql://user@host:5432/name") from None
+    if url.drivername in ("postgresql", "postgres"):
+        url = url.set(drivername="postgresql+psycopg")
+    if url.drivername == "postgresql+psycopg":
+        url = url.update_query_dict({name: value for name, value in CONNECTION.items() if name not in url.query})
+    return url
+
+
+def without_password(storage: str) -> str:
+    return re.sub(r"(password=)[^&]*", r"\1***", re.sub(r"(://[^:/@]*):.*@", r"\1:***@", storage))
+
+
+def check(storage: str) -> None:
+    """InputError where the database cannot be used; it says why."""
+    try:
+        engine = sqlalchemy.create_engine(address(storage))
+    except NoSuchModuleError:
+        raise InputError(f"storage: there is no such kind of database as that of {without_password(storage)}: give "
+                         "postgresql://user@host:5432/name, or leave the field out") from None
+    except ImportError as error:
+        raise InputError(f"storage: a driver is missing, {error.name}: install it (for PostgreSQL: "
+                         "pip install 'finemesh[postgres]')") from None
+    try:
+        engine.connect().close()
+    except SQLAlchemyError as error:
+        raise InputError(f"storage: the database {without_password(storage)} cannot be reached: {reason(error, storage)}. "
+                         "Start it, or mend the address; `storage: sqlite` needs no server.") from None
+    finally:
+        engine.dispose()
+
+
+def gone(error: Exception) -> bool:
+    """Whether the connection is what failed."""
+    cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+    return isinstance(cause, OperationalError | InterfaceError)
+
+
+def reason(error: BaseException, storage: str) -> str:
+    """The last line of what the driver says, without the password."""
+    cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+    lines = [line.strip() for line in str(getattr(cause, "orig", None) or cause).splitlines() if line.strip()]
+    said = next((line for line in lines if "failed" in line or "FATAL" in line), lines[0] if lines else type(cause).__name__)
+    password = address(storage).password
+    return (said.replace(str(password), "***") if password else said).rstrip(".")
+
+
+def wait_for(storage: str, error: Exception, folder: Path, pause: Callable[[float], None], say: Callable[[str], None]) -> None:
+    """Until the database answers again. InputError if it does not within PATIENCE seconds."""
+    name, began = without_password(storage), time.monotonic()
+    say(f"The database {name} does not answer ({reason(error, storage)}). Trials that are under way go on; waiting for it, "
+        f"{PATIENCE / 60:.0f} minutes at most.")
+    while True:
+        pause(LOOK_EVERY)
+        try:
+            check(storage)
+        except InputError as still:
+            if time.monotonic() - began > PATIENCE:
+                raise InputError(f"{still}\nIt was away for {PATIENCE / 60:.0f} minutes. Nothing is lost: what has ended is in "
+                                 f"{folder}. Start the same command again when the database is back.") from error
+        else:
+            say(f"The database {name} answers again after {time.monotonic() - began:.0f} seconds; the search goes on.")
+            return
