@@ -6,6 +6,7 @@ import numpy as np
 
 from finemesh.search.samplers import surrogate
 from finemesh.search.samplers.encoding import Box, Coordinates, Vector
+from finemesh.search.samplers.front import Front, dominating
 from finemesh.search.samplers.record import Record
 
 MODELLED = 120  # points that the surrogate is fitted to: the best and the latest
@@ -15,19 +16,25 @@ SPREADS = (0.2, 0.05, 0.01)  # of a range, around the best candidates of the rou
 
 
 class Acquisition:
-    """Log expected improvement plus the log probability of feasibility."""
+    """Log expected improvement, of the loss or of the front's hypervolume, plus the log probability of feasibility."""
 
-    def __init__(self, box: Box, told: Sequence[tuple[Coordinates, Record]], pending: Sequence[Coordinates]) -> None:
-        """`told` holds at least one complete trial."""
+    def __init__(self, box: Box, told: Sequence[tuple[Coordinates, Record]], pending: Sequence[Coordinates],
+                 front: Front | None = None) -> None:
+        """`told` holds at least one complete trial; `front`, where there are several objectives, is that of all trials."""
         self.box = box
         chosen = _modelled(told)
         waiting = box.features(list(pending))
         valued = [(point, record) for point, record in chosen if record.kind != "infeasible"]
         points = box.features([point for point, _ in valued])
-        targets = surrogate.compressed(_losses([record for _, record in valued]))
+        losses = _losses([record for _, record in valued])  # (point, objective)
+        targets = front.scaled(losses) if front else surrogate.compressed(losses[:, 0])[:, None]
         feasible = np.array([record.kind == "complete" and record.feasible for _, record in valued])
-        self.objective = surrogate.fit(points, targets, box.feature_blocks).believing(waiting)
-        self.best = float(targets[feasible].min()) if feasible.any() else None
+        self.objectives = [surrogate.fit(points, column, box.feature_blocks).believing(waiting) for column in targets.T]
+        self.front, self.best = front, None
+        if front and pending:
+            front.believe(self._predicted(waiting)[0])
+        elif not front and feasible.any():
+            self.best = float(targets[feasible].min())
         measured = [(point, record) for point, record in chosen if record.kind in ("complete", "infeasible")]
         points = box.features([point for point, _ in measured])
         self.constraints = []
@@ -38,10 +45,17 @@ class Acquisition:
     def scores(self, points: Sequence[Sequence[float]]) -> Vector:  # (point, coordinate) -> (point,)
         features = self.box.features(points)
         feasibility = surrogate.log_feasibility([process.predict(features) for process in self.constraints])
+        means, deviations = self._predicted(features)
+        if self.front and self.front.feasible:
+            return self.front.log_improvement(means, deviations) + feasibility
         if self.best is None:  # find a feasible point first
             return np.asarray(feasibility, dtype=float) + np.zeros(len(points))
-        means, deviations = self.objective.predict(features)
-        return surrogate.log_expected_improvement(means, deviations, self.best) + feasibility
+        return surrogate.log_expected_improvement(means[:, 0], deviations[:, 0], self.best) + feasibility
+
+    def _predicted(self, features: Vector) -> tuple[Vector, Vector]:  # means and deviations, (point, objective)
+        predictions = [objective.predict(features) for objective in self.objectives]
+        return (np.stack([means for means, _ in predictions], axis=1),
+                np.stack([deviations for _, deviations in predictions], axis=1))
 
     def maximum(self, known: set[Coordinates], around: Sequence[Coordinates],
                 rng: np.random.Generator) -> Coordinates | None:
@@ -83,9 +97,17 @@ class Acquisition:
 def _modelled(told: Sequence[tuple[Coordinates, Record]]) -> list[tuple[Coordinates, Record]]:
     if len(told) <= MODELLED:
         return list(told)
-    best = sorted(told, key=lambda pair: pair[1].merit)[: MODELLED // 2]
+    best = by_merit(told)[: MODELLED // 2]
     chosen = {record.number for _, record in best}
     return best + [pair for pair in told[-MODELLED // 2:] if pair[1].number not in chosen]
+
+
+def by_merit(told: Sequence[tuple[Coordinates, Record]]) -> list[tuple[Coordinates, Record]]:
+    """The best first; where there are several objectives, those that few dominate."""
+    losses = np.array([record.losses for _, record in told])
+    counts = dominating(losses) if losses.shape[1] > 1 else np.zeros(len(told))
+    order = sorted(range(len(told)), key=lambda index: (told[index][1].merit[0], counts[index], told[index][1].merit))
+    return [told[index] for index in order]
 
 
 def _excesses(name: str, records: Sequence[Record]) -> Vector:
@@ -95,9 +117,10 @@ def _excesses(name: str, records: Sequence[Record]) -> Vector:
     return np.arcsinh(np.array([record.violations.get(name, -scale) / scale for record in records]))
 
 
-def _losses(records: Sequence[Record]) -> Vector:
+def _losses(records: Sequence[Record]) -> Vector:  # (point, objective)
     """A failure counts as the worst, a pruned trial as at least average."""
-    complete = [record.loss for record in records if record.kind == "complete"]
-    worst, middle = max(complete), float(np.median(complete))
-    bad = {"failed": lambda record: worst, "pruned": lambda record: max(record.loss, middle)}
-    return np.array([record.loss if record.kind == "complete" else bad[record.kind](record) for record in records])
+    losses = np.array([record.losses for record in records])
+    complete = losses[[record.kind == "complete" for record in records]]
+    worst, middle = complete.max(axis=0), np.median(complete, axis=0)
+    bad = {"failed": lambda loss: worst, "pruned": lambda loss: np.maximum(loss, middle), "complete": lambda loss: loss}
+    return np.array([bad[record.kind](loss) for record, loss in zip(records, losses, strict=True)])

@@ -144,3 +144,11 @@ class Box:
             else:
                 columns.append(column if dimension.size is None else column / max(1, dimension.size - 1))
         return np.stack(columns, axis=1).astype(float) if columns else np.zeros((len(points), 0))
+
+
+def recurrence(size: int) -> Vector:
+    """The step of an additive recurrence whose points are even in every dimension, whatever their number."""
+    ratio = 2.0
+    for _ in range(40):
+        ratio = (1 + ratio) ** (1 / (size + 1))
+    return ratio ** -np.arange(1.0, size + 1)

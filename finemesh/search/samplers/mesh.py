@@ -19,6 +19,7 @@ from optuna.distributions import IntDistribution
 
 from finemesh.search.samplers.encoding import Box, Coordinates, Dimension
 from finemesh.search.samplers.nomad_process import NomadProcess
+from finemesh.search.samplers.options import Options
 from finemesh.search.samplers.record import Record
 
 GRID = 1000  # steps of a continuous dimension: NOMAD's suggestions lose the frame size of a real variable
@@ -34,12 +35,14 @@ EMPTY_ITERATIONS = 8  # in a row, all of whose points were known
 class MeshSearch:
     """`records` are those of this structure, in the order told, each with its coordinates."""
 
-    def __init__(self, box: Box, seed: int) -> None:
+    def __init__(self, box: Box, seed: int, options: Options = Options()) -> None:
         self.box = box
         self.seed = seed
+        self.options = options
         self.records: list[tuple[Coordinates, Record]] = []
         self.known: dict[Coordinates, Record | None] = {}  # None: asked, not told yet
         self.best: Record | None = None  # outside the converged searches
+        self._objectives = 1
         self._constraints: tuple[str, ...] = ()
         self._steps = [GRID if d.size is None else d.size - 1 for d in box.dimensions]  # of NOMAD's grid
         self._frame: tuple[float, ...] = self._first_frame()
@@ -105,8 +108,11 @@ class MeshSearch:
         self._iteration += 1
         self._begun, self._best_before = len(self.records), self.best
         request = {"seed": self._seed(), "parameters": self._parameters(), "cache": self._cache()}
-        raw = [tuple(point) for point in process.ask(request).get("points", [])]
-        self._points = [(point, self.box.snapped(self._ours(point))) for point in raw]
+        self._offer(process.ask(request).get("points", []))
+
+    def _offer(self, raw: Sequence[Sequence[float]]) -> None:
+        """NOMAD's points as the iteration's; those that are known, or will be, are not handed out."""
+        self._points = [(tuple(point), self.box.snapped(self._ours(point))) for point in raw]
         self._open = []
         for pair in self._points:
             if pair[1] not in self.known and all(pair[1] != point for _, point in self._open):
@@ -171,8 +177,8 @@ class MeshSearch:
 
     def _outputs(self, record: Record | None) -> list[float]:
         if record is None or record.kind != "complete":  # what is infeasible without a loss is no centre either
-            return [FAILED, *[FAILED] * len(self._constraints)]
-        return [record.loss, *[record.violations.get(name, -1.0) for name in self._constraints]]
+            return [FAILED] * (self._objectives + len(self._constraints))
+        return [*record.losses, *[record.violations.get(name, -1.0) for name in self._constraints]]
 
     def _ours(self, point: Sequence[float]) -> Coordinates:
         """NOMAD's coordinates, grid steps all of them, as ours."""
@@ -189,11 +195,12 @@ class MeshSearch:
     def _parameters(self) -> list[str]:
         dimensions = self.box.dimensions
         types = ["B" if steps == 1 else "I" for steps in self._steps]
-        quadratic = "yes" if len(self.records) < QUADRATIC else "no"
-        outputs = ["OBJ", *["PB"] * len(self._constraints)]
+        quadratic = self.options.quadratic_model_search and len(self.records) < QUADRATIC
+        outputs = ["OBJ"] * self._objectives + ["PB"] * len(self._constraints)
         return [f"DIMENSION {len(dimensions)}", "LOWER_BOUND * 0", f"UPPER_BOUND {_vector(self._steps)}",
                 f"BB_INPUT_TYPE {_vector(types)}", f"BB_OUTPUT_TYPE {' '.join(outputs)}",
-                "DIRECTION_TYPE ORTHO 2N", f"QUAD_MODEL_SEARCH {quadratic}",
+                "DIRECTION_TYPE ORTHO 2N", f"QUAD_MODEL_SEARCH {_yes(quadratic)}",
+                f"NM_SEARCH {_yes(self.options.nelder_mead_search)}",
                 f"INITIAL_FRAME_SIZE {_vector(self._frame)}", *filter(None, [self._barrier])]
 
 
@@ -209,6 +216,10 @@ def _smallest_frame(dimension: Dimension) -> float:
 
 def _merit(pair: tuple[Coordinates, Record]) -> tuple[int, float, float]:
     return pair[1].merit
+
+
+def _yes(wanted: bool) -> str:
+    return "yes" if wanted else "no"
 
 
 def _vector(items: Sequence[Any]) -> str:

@@ -1,5 +1,7 @@
 """NomadSampler: mesh adaptive direct search as a plain Optuna sampler, for mixed, conditional and constrained spaces.
 
+How to use it, and what it does with them: docs/nomad-sampler.md.
+
 C. Audet and J. E. Dennis Jr., "Mesh adaptive direct search algorithms for constrained optimization", SIAM J. Optim.
 17(1), 2006. C. Audet, S. Le Digabel, V. Rochon Montplaisir and C. Tribes, "Algorithm 1027: NOMAD version 4: Nonlinear
 optimization with the MADS algorithm", ACM TOMS 48(3), 2022. Its use for fine-tuning: C. Tribes et al.,
@@ -19,37 +21,58 @@ from optuna.trial import FrozenTrial, TrialState
 
 from finemesh.search.samplers.encoding import Dimension
 from finemesh.search.samplers.nomad_process import NomadProcess
+from finemesh.search.samplers.options import Options
 from finemesh.search.samplers.portfolio import Choice, Portfolio, generator
 from finemesh.search.samplers.record import read
 
+OBJECTIVES = 4
+LATE = "nomad:late"  # the attribute of a trial: the numbers of those that it overtook
 STRATA = 8  # independent draws of a number fill so many parts of its range in turn
 
 
 class NomadSampler(BaseSampler):
-    """NOMAD's mesh adaptive direct search with a surrogate's search step, for one objective.
+    """NOMAD's mesh adaptive direct search with a surrogate's search step, for one to four objectives.
 
         study = optuna.create_study(sampler=NomadSampler(seed=0))
         study.optimize(objective, n_trials=60)
 
     The space is that of the define-by-run objective: floats (also logarithmic and stepped), integers, categoricals, and
     any condition between them, learned from the trials. Constraints are those of `trial.set_constraint` (at most 0 is
-    feasible), taken as progressive barriers. Failed, NaN and pruned trials are survived and avoided.
+    feasible), taken as progressive barriers. Failed, NaN and pruned trials are survived and avoided. With two to four
+    objectives the searches are NOMAD's DMulti-MADS and the surrogate looks for hypervolume.
 
     The points are a function of the seed, the number of workers and the told trials with numbers up to n - workers
     (and of the values, not the results, of the running ones between): whoever asks for trial n only then gets the same
     points in every process, after any interruption and in whatever order the trials ended. Asking never waits for a
-    running trial. NOMAD runs in a child process.
+    running trial: one that is not told although `workers` trials were asked for after it is noted with the trial that is
+    asked for, so that the points can be had again from the storage all the same. NOMAD runs in a child process.
 
     Args:
         seed: Of all that is random. None draws one.
-        workers: How many trials run at the same time.
+        workers: How many trials run at the same time, at least 1.
+        quadratic_model_search: Whether NOMAD also proposes the minima of quadratic models (A. R. Conn and S. Le Digabel,
+            Optimization Methods and Software 28(1), 2013), up to 100 trials of a structure.
+        nelder_mead_search: Whether NOMAD also proposes a Nelder-Mead simplex's reflections (C. Audet and C. Tribes,
+            Computational Optimization and Applications 71(2), 2018).
+        latin_hypercube: With how many points, at least 2, each structure (a set of hyperparameters that are asked for together)
+            begins: a Latin hypercube (M. D. McKay et al., Technometrics 21(2), 1979). None: as many points of an additive
+            recurrence as there are hyperparameters and two more, fewer where there are several structures.
+
+    Raises:
+        ValueError: For a number of workers or of points that is too small, and, when a trial is asked for, in a study of
+            more than four objectives.
+        ImportError: When a trial is asked for and PyNomad is not installed.
     """
 
-    def __init__(self, seed: int | None = None, *, workers: int = 1) -> None:
+    def __init__(self, seed: int | None = None, *, workers: int = 1, quadratic_model_search: bool = True,
+                 nelder_mead_search: bool = True, latin_hypercube: int | None = None) -> None:
         if workers < 1:
             raise ValueError(f"workers must be at least 1, not {workers}")
+        if latin_hypercube is not None and latin_hypercube < 2:
+            raise ValueError(f"latin_hypercube must be at least 2 points or None, not {latin_hypercube}")
         self._seed = int(np.random.default_rng().integers(2**31)) if seed is None else int(seed)
         self._workers = workers
+        self._options = Options(quadratic_model_search, nelder_mead_search, latin_hypercube)
         self._reset()
 
     def _reset(self) -> None:
@@ -58,24 +81,25 @@ class NomadSampler(BaseSampler):
         self._finalizer = weakref.finalize(self, self._process.close)
         self._study: tuple[int, int] | None = None
         self._plans: dict[int, dict[str, Any]] = {}
-        self._forget()
+        self._forget(objectives=1)
 
-    def _forget(self) -> None:
-        self._portfolio = Portfolio(self._seed, self._process)
+    def _forget(self, objectives: int) -> None:
+        self._portfolio = Portfolio(self._seed, self._process, self._options, objectives)
         self._asked = 0  # trials below this number have been asked for
         self._late: set[int] = set()  # those of them that are not told yet
         self._chosen: tuple[int, Choice] | None = None
 
-    def __getstate__(self) -> dict[str, int]:
-        return {"seed": self._seed, "workers": self._workers}  # the rest follows from the study
+    def __getstate__(self) -> dict[str, Any]:
+        return {"seed": self._seed, "workers": self._workers, "options": self._options}  # the rest follows from the study
 
-    def __setstate__(self, state: Mapping[str, int]) -> None:
-        self._seed, self._workers = state["seed"], state["workers"]
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self._seed, self._workers, self._options = state["seed"], state["workers"], state["options"]
         self._reset()
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        if len(study.directions) > 1:
-            raise ValueError("NomadSampler searches one objective; for several use TPESampler or NSGAIISampler.")
+        if len(study.directions) > OBJECTIVES:
+            raise ValueError(f"NomadSampler searches one to {OBJECTIVES} objectives, not {len(study.directions)}: turn some of "
+                             "them into constraints (trial.set_constraint), or use TPESampler or NSGAIISampler")
         plan = self._plan(study, trial)
         known = self._portfolio.structures.distributions
         return {name: known[name] for name in plan}
@@ -97,29 +121,30 @@ class NomadSampler(BaseSampler):
 
     def _plan(self, study: Study, trial: FrozenTrial) -> dict[str, Any]:
         """The values that the trial should try; those of an enqueued one are its own."""
-        if trial.system_attrs.get("fixed_params"):
-            return {}
         with self._lock:
             if self._study != (id(study._storage), study._study_id):
                 self._study = (id(study._storage), study._study_id)
                 self._plans.clear()
-                self._forget()
+                self._forget(len(study.directions))
             if trial.number not in self._plans:
                 if trial.number < self._asked:
-                    self._forget()
+                    self._forget(len(study.directions))
                 self._advance(study, trial.number)
-                self._plans[trial.number] = self._portfolio.point(self._choose(trial.number), trial.number)
+                is_enqueued = trial.system_attrs.get("fixed_params")
+                self._plans[trial.number] = {} if is_enqueued else \
+                    self._portfolio.point(self._choose(trial.number), trial.number)
             return self._plans[trial.number]
 
     def _advance(self, study: Study, number: int) -> None:
         """Bring the portfolio to where trial `number` is asked for, whether by living through it or by replaying."""
-        sign = -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0
+        signs = [-1.0 if direction == StudyDirection.MAXIMIZE else 1.0 for direction in study.directions]
         trials = study.get_trials(deepcopy=False)
         for asked in range(self._asked, number + 1):
-            for late in sorted(self._late):
-                if late <= asked - self._workers and trials[late].state.is_finished():
+            overtaken = self._overtaken(study, trials, asked, number)
+            for late in sorted(self._late - overtaken):
+                if late <= asked - self._workers:
                     self._late.discard(late)
-                    self._portfolio.told(read(trials[late], sign))
+                    self._portfolio.told(read(trials[late], *signs))
             if asked == number:
                 break
             if not trials[asked].system_attrs.get("fixed_params"):
@@ -129,10 +154,20 @@ class NomadSampler(BaseSampler):
             self._late.add(asked)
         self._asked = number
 
+    def _overtaken(self, study: Study, trials: list[FrozenTrial], asked: int, number: int) -> set[int]:
+        """The trials up to asked - workers that were not told when trial `asked` was asked for, which its attribute says."""
+        running = {late for late in self._late if late <= asked - self._workers and not trials[late].state.is_finished()}
+        if LATE in trials[asked].system_attrs:
+            return running | set(trials[asked].system_attrs[LATE])
+        if running and asked == number:
+            study._storage.set_trial_system_attr(trials[asked]._trial_id, LATE, sorted(running))
+        return running
+
     def _values(self, trial: FrozenTrial, number: int) -> dict[str, Any]:
-        """Of a trial asked for before `number`. More trials at once than said: those that it is yet to ask for, too."""
-        is_late = trial.number <= number - self._workers and not trial.state.is_finished()
-        return {**self._plans.get(trial.number, {}), **trial.params} if is_late else trial.params
+        """Of a trial asked for before `number`; those that its thread is yet to ask for are the plan's."""
+        plan, is_late = self._plans.get(trial.number, {}), trial.number <= number - self._workers
+        is_asking = not trial.params or (is_late and trial.params.items() < plan.items())
+        return plan if is_asking and not trial.state.is_finished() else trial.params
 
     def _choose(self, number: int) -> Choice:
         """Once a trial: it may begin an iteration of NOMAD's."""

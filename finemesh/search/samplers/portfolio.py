@@ -15,10 +15,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from finemesh.search.samplers.acquisition import Acquisition
-from finemesh.search.samplers.encoding import Box, Coordinates
+from finemesh.search.samplers.acquisition import Acquisition, by_merit
+from finemesh.search.samplers.encoding import Box, Coordinates, Vector, recurrence
+from finemesh.search.samplers.front import Front
+from finemesh.search.samplers.front_search import FrontSearch
 from finemesh.search.samplers.mesh import MeshSearch
 from finemesh.search.samplers.nomad_process import NomadProcess
+from finemesh.search.samplers.options import Options
 from finemesh.search.samplers.record import Record
 from finemesh.search.samplers.structures import Key, Structures
 
@@ -27,6 +30,7 @@ EXPLORE = 40  # one in so many trials ignores what was learned of the structures
 DECAY = 1.0  # the share of rank r is (r + 1) ** -DECAY
 STRAYS = 3  # trials in a row that led elsewhere: the space has lost this structure
 POLL = 2  # one in so many points of a structure is NOMAD's
+REFINED = 4  # of a structure's best points, for each objective, the surrogate also looks around
 
 
 @dataclass(frozen=True)
@@ -57,9 +61,11 @@ class Standing:
 
 
 class Portfolio:
-    def __init__(self, seed: int, process: NomadProcess) -> None:
+    def __init__(self, seed: int, process: NomadProcess, options: Options, objectives: int) -> None:
         self.seed = seed
         self.process = process
+        self.options = options
+        self.objectives = objectives
         self.structures = Structures()
         self.standings: dict[Key, Standing] = defaultdict(Standing)
         self.pending: dict[int, Mapping[str, Any]] = {}
@@ -133,12 +139,12 @@ class Portfolio:
         if choice.kind == "start" or search.exhausted:
             point = self._start_point(choice.key, search)
         else:
-            acquisition = Acquisition(search.box, search.records, self._waiting(search))
+            acquisition = Acquisition(search.box, search.records, self._waiting(search), self._front())
             if choice.kind == "poll":
                 scores = acquisition.scores(choice.points)
                 point = choice.points[int(np.argmax(scores))]
             else:
-                best = sorted(search.records, key=lambda pair: pair[1].merit)[:4]
+                best = by_merit(search.records)[:REFINED * self.objectives]
                 point = acquisition.maximum(set(search.known), [p for p, _ in best], rng)
         if point is None:
             point = search.box.sampled(rng.random(len(search.box.dimensions)))
@@ -152,7 +158,9 @@ class Portfolio:
         """The structure's search; begun anew where its box has changed."""
         box = self.structures.box(key)
         if key not in self._searches or self._searches[key].box != box:
-            search = MeshSearch(box, int(generator(self.seed, 0, *sorted(key)).integers(2**31)))
+            seed = int(generator(self.seed, 0, *sorted(key)).integers(2**31))
+            search = MeshSearch(box, seed, self.options) if self.objectives == 1 else \
+                FrontSearch(box, seed, self.options, self.objectives)
             standing = self.standings[key]
             for record in sorted([*standing.records, *standing.strays], key=lambda record: record.number):
                 self._tell(key, search, record)
@@ -170,35 +178,63 @@ class Portfolio:
 
     def _due(self, keys: list[Key]) -> Key:
         """The structure that is furthest behind its share."""
-        ranked = sorted(keys, key=lambda key: self.standings[key].best)
+        ranked = self._ranked(keys)
         shares = np.arange(1, len(ranked) + 1) ** -DECAY
         visits = np.array([self.standings[key].visits for key in ranked])
         behind = shares / shares.sum() * (visits.sum() + 1) - visits
         return ranked[int(np.argmax(behind))]
 
+    def _ranked(self, keys: list[Key]) -> list[Key]:
+        """By the best loss; with several objectives, by what of the front's hypervolume would be missing without them."""
+        front = self._front()
+        if front is None or not front.feasible:
+            return sorted(keys, key=lambda key: self.standings[key].best)
+        volumes = {key: front.volumes(self.standings[key].records) for key in keys}
+
+        def rank(key: Key) -> tuple[float, float, tuple[float, ...]]:
+            others = [volumes[other] for other in keys if other != key]
+            alone = np.maximum(volumes[key] - np.max(others, axis=0), 0.0).mean() if others else 0.0
+            return -float(alone), -float(volumes[key].mean()), self.standings[key].best
+
+        return sorted(keys, key=rank)
+
+    def _front(self) -> Front | None:
+        """With several objectives, that of all structures."""
+        records = [record for standing in self.standings.values() for record in standing.records]
+        if self.objectives == 1 or not any(record.kind == "complete" for record in records):
+            return None
+        return Front(records)
+
     def _is_starting(self, key: Key, box: Box) -> bool:
         """Too few points told, or soon to be, of the space-filling start; failures do not count, up to as many again."""
-        size = max(2, round((len(box.dimensions) + 2) / len(self.structures.keys) ** 0.5))
+        size = self.options.latin_hypercube or max(2, round((len(box.dimensions) + 2) / len(self.structures.keys) ** 0.5))
         standing = self.standings[key]
         failures = len(standing.records) - standing.complete
         return not standing.complete or standing.visits - min(failures, size) < size
 
     def _start_point(self, key: Key, search: MeshSearch) -> Coordinates | None:
-        """The next new point of an additive recurrence: even in every dimension, whatever their number."""
+        """The next new point of an additive recurrence, which is even in every dimension, or of a Latin hypercube."""
         size = len(search.box.dimensions)
         if not size:
             return ()
-        ratio = 2.0
-        for _ in range(40):
-            ratio = (1 + ratio) ** (1 / (size + 1))
-        steps = ratio ** -np.arange(1.0, size + 1)
         shift = generator(self.seed, 0, "start", *sorted(key)).random(size)
         visits = self.standings[key].visits
-        for index in range(visits + 1, visits + 100):
-            point = search.box.sampled((shift + index * steps) % 1.0)
+        for index in range(visits, visits + 99):
+            uniforms = self._stratified(key, size, index) if self.options.latin_hypercube else \
+                (shift + (index + 1) * recurrence(size)) % 1.0
+            point = search.box.sampled(uniforms)
             if point not in search.known:
                 return point
         return None
+
+    def _stratified(self, key: Key, size: int, index: int) -> Vector:
+        """Point `index` of Latin hypercubes that follow each other."""
+        count = self.options.latin_hypercube
+        assert count is not None
+        turn, place = divmod(index, count)
+        rng = generator(self.seed, turn, "hypercube", *sorted(key))
+        strata = np.array([rng.permutation(count)[place] for _ in range(size)])
+        return np.asarray((strata + rng.random((count, size))[place]) / count)
 
 
 def generator(seed: int, number: int, *words: str) -> np.random.Generator:

@@ -26,6 +26,11 @@ class Record:
     kind: Kind
     loss: float
     violations: Mapping[str, float]  # name -> at most 0 is feasible
+    others: tuple[float, ...] = ()  # the losses of the objectives after the first
+
+    @property
+    def losses(self) -> tuple[float, ...]:
+        return (self.loss, *self.others)
 
     @property
     def feasible(self) -> bool:
@@ -44,16 +49,17 @@ class Record:
         return ({"complete": 0, "pruned": 2, "failed": 3}[self.kind], self.loss, 0.0)
 
 
-def read(trial: FrozenTrial, sign: float) -> Record:
-    """A finished trial's record; `sign` is -1 where the study maximises."""
+def read(trial: FrozenTrial, sign: float, *more: float) -> Record:
+    """A finished trial's record; `sign` is -1 where the study maximises, as is one of `more` for each further objective."""
     violations = {name: min(max(value, -HUGE), HUGE) for name, value in sorted(trial.constraints.items())}
     kind: Kind = "failed"
-    loss = math.inf
+    loss, others = math.inf, tuple(math.inf for _ in more)
     if trial.state == TrialState.COMPLETE and trial.values is not None:
         kind, loss = "complete", sign * trial.values[0]
+        others = tuple(turn * value for turn, value in zip(more, trial.values[1:], strict=True))
     elif trial.state == TrialState.PRUNED and trial.intermediate_values:
         kind, loss = "pruned", sign * trial.intermediate_values[max(trial.intermediate_values)]
-    if not abs(loss) < HUGE:  # inf and NaN too
+    if not all(abs(value) < HUGE for value in (loss, *others)):  # inf and NaN too
         broken = trial.state != TrialState.FAIL and any(value > 0 for value in violations.values())
         kind, loss = "infeasible" if broken else "failed", math.inf
-    return Record(trial.number, trial.params, trial.distributions, kind, loss, violations)
+    return Record(trial.number, trial.params, trial.distributions, kind, loss, violations, others)
