@@ -139,3 +139,33 @@ def test_enqueued_points_are_run_and_the_rest_follows(name: str) -> None:
     assert study.trials[0].params == {"x": 0.25, "y": 0.75}
     assert study.trials[1].params["x"] == 0.5
     assert len({tuple(trial.params.values()) for trial in study.trials}) == 12
+
+
+def trade_off(trial: Trial) -> tuple[float, float]:
+    point = loop.suggest(trial)
+    trial.set_constraint("memory", loop.memory(point))
+    return loop.loss(point), point.get("rank", 10.0)
+
+
+@pytest.mark.parametrize("objectives", [2, 5])
+@every_optimizer
+def test_searches_several_objectives_or_says_why_not(name: str, objectives: int) -> None:
+    """And goes on alike with another sampler object."""
+    def objective(trial: Trial) -> tuple[float, ...]:
+        return (*trade_off(trial), 1.0, 2.0, 3.0)[:objectives]
+
+    sequences = []
+    for chunks in ([12], [5, 4, 3]):
+        study = optuna.create_study(directions=["minimize", "maximize", *["minimize"] * (objectives - 2)])
+        for trials in chunks:
+            study.sampler = OPTIMIZERS[name](3, 1)
+            try:
+                study.optimize(objective, n_trials=trials, catch=FloatingPointError)
+            except ValueError as error:
+                assert f"objectives, not {objectives}" in str(error)  # noqa: PT017 - some do not raise
+                assert objectives > 2
+                return
+        sequences.append([trial.params for trial in study.trials])
+    assert sequences[0] == sequences[1]
+    assert len({str(params) for params in sequences[0]}) == 12
+    assert any(all(excess <= 0 for excess in trial.constraints.values()) for trial in loop.finished(study))

@@ -13,10 +13,10 @@ from scipy.special import ndtri
 from finemesh.search.samplers.encoding import Vector, recurrence
 from finemesh.search.samplers.record import Record
 
-DIRECTIONS = 64
-DRAWS = 24  # of what the surrogate holds for possible, at every candidate
-REFERENCE = 1.1  # in each objective, where the front reaches from 0 to 1
-SOFTNESS = 1e-3  # of the hypervolume: how gently a point counts that adds nothing
+DIRECTIONS = 128
+DRAWS = 8  # of what the surrogate holds for possible, at every candidate
+REFERENCE = 1.5  # in each objective, where the front reaches from 0 to 1: its ends are to be moved outwards, too
+NOTHING = 1e-9  # a gain that is none: below it, the point that is nearest to one is best
 
 
 def dominating(losses: Vector) -> Vector:  # (point, objective) -> (point,)
@@ -64,8 +64,13 @@ class Front:
 
     def _along(self, scaled: Vector) -> Vector:  # (..., objective) -> (..., direction)
         """The part of each direction's hypervolume that a point dominates; below 0 beyond the reference."""
-        reach = ((REFERENCE - scaled)[..., None, :] / self._directions).min(axis=-1)
-        return np.asarray(np.sign(reach) * np.abs(reach) ** self._directions.shape[1])
+        reach = np.multiply.outer(REFERENCE - scaled[..., 0], 1 / self._directions[:, 0])
+        for objective in range(1, scaled.shape[-1]):
+            reach = np.minimum(reach, np.multiply.outer(REFERENCE - scaled[..., objective], 1 / self._directions[:, objective]))
+        power = reach
+        for _ in range(1, scaled.shape[-1]):
+            power = power * np.abs(reach)
+        return np.asarray(power)
 
     def volumes(self, records: Sequence[Record]) -> Vector:  # (direction,)
         """What the feasible ones of them dominate along each direction."""
@@ -82,7 +87,8 @@ class Front:
         """The logarithm of the expected gain in hypervolume."""
         draws = _normal(DRAWS, means.shape[1])
         gains = self._along(means[:, None, :] + deviations[:, None, :] * draws) - self.best  # (point, draw, direction)
-        return np.asarray(np.log(SOFTNESS * np.logaddexp(0.0, gains / SOFTNESS).mean(axis=(1, 2)) + 1e-300))
+        nearest = np.minimum(gains.max(axis=(1, 2)), 0.0)
+        return np.asarray(np.log(np.maximum(gains, 0.0).mean(axis=(1, 2)) + NOTHING * np.exp(nearest)))
 
 
 def _uniform(count: int, size: int) -> Vector:

@@ -51,6 +51,7 @@ class Standing:
     strays: list[Record] = field(default_factory=list)  # planned for this structure, led into another one
     strays_in_a_row: int = 0
     visits: int = 0  # trials planned for it, or led into it by chance
+    starts: int = 0  # of these, planned to begin it
     complete: int = 0
     best: tuple[float, ...] = (math.inf,)  # merit
 
@@ -108,6 +109,7 @@ class Portfolio:
         choice = self._choice(number)
         if choice.key is not None and choice.forced is None:
             self._planned[number] = choice.key
+            self.standings[choice.key].starts += choice.kind == "start"
         return choice
 
     def _choice(self, number: int) -> Choice:
@@ -207,10 +209,10 @@ class Portfolio:
 
     def _is_starting(self, key: Key, box: Box) -> bool:
         """Too few points told, or soon to be, of the space-filling start; failures do not count, up to as many again."""
-        size = self.options.latin_hypercube or max(2, round((len(box.dimensions) + 2) / len(self.structures.keys) ** 0.5))
-        standing = self.standings[key]
+        standing, count = self.standings[key], self.options.latin_hypercube
+        size = count or max(2, round((len(box.dimensions) + 2) / len(self.structures.keys) ** 0.5))
         failures = len(standing.records) - standing.complete
-        return not standing.complete or standing.visits - min(failures, size) < size
+        return not standing.complete or (standing.starts if count else standing.visits) - min(failures, size) < size
 
     def _start_point(self, key: Key, search: MeshSearch) -> Coordinates | None:
         """The next new point of an additive recurrence, which is even in every dimension, or of a Latin hypercube."""
@@ -218,10 +220,10 @@ class Portfolio:
         if not size:
             return ()
         shift = generator(self.seed, 0, "start", *sorted(key)).random(size)
-        visits = self.standings[key].visits
-        for index in range(visits, visits + 99):
-            uniforms = self._stratified(key, size, index) if self.options.latin_hypercube else \
-                (shift + (index + 1) * recurrence(size)) % 1.0
+        standing = self.standings[key]
+        for index in range(99):
+            uniforms = self._stratified(key, size, standing.starts - 1 + index) if self.options.latin_hypercube else \
+                (shift + (standing.visits + 1 + index) * recurrence(size)) % 1.0
             point = search.box.sampled(uniforms)
             if point not in search.known:
                 return point

@@ -6,6 +6,7 @@ from optuna.distributions import FloatDistribution, IntDistribution
 from finemesh.search.samplers.encoding import Box, Coordinates, Dimension
 from finemesh.search.samplers.mesh import SMALLEST_FRAME, MeshSearch
 from finemesh.search.samplers.nomad_process import NomadProcess
+from finemesh.search.samplers.options import Options
 from finemesh.search.samplers.record import Record
 
 PLANE = Box((Dimension("x", FloatDistribution(0, 1)), Dimension("y", FloatDistribution(0, 1))))
@@ -122,3 +123,16 @@ def test_a_finite_structure_is_exhausted_once_all_is_known(process: NomadProcess
             search.asked(box.sampled((k, r)))
     assert search.exhausted
     assert search.open_points(process) == []
+
+
+@pytest.mark.parametrize("option", ["quadratic_model_search", "nelder_mead_search"])
+def test_a_search_of_nomads_can_be_left_out(process: NomadProcess, option: str) -> None:
+    proposed = []
+    for options in (Options(), Options(**{option: False})):
+        search = MeshSearch(PLANE, 0, options)
+        for index in range(9):
+            x, y = index / 8, index * 3 % 8 / 8
+            tell(search, (x, y), bowl(x, y))
+        proposed.append(set(search.open_points(process)))
+    assert len(proposed[0] - proposed[1]) >= 1
+    assert len(proposed[1]) < len(proposed[0])

@@ -7,7 +7,7 @@ from typing import Any
 
 import optuna
 import pytest
-from optuna.trial import Trial
+from optuna.trial import Trial, TrialState, create_trial
 
 from finemesh.search.samplers import NomadSampler
 
@@ -189,10 +189,86 @@ def test_without_a_seed_two_samplers_differ() -> None:
     assert points[0] != points[1]
 
 
-def test_several_objectives_are_refused() -> None:
+def two_bowls(trial: Trial) -> tuple[float, float]:
+    x, y = trial.suggest_float("x", 0, 1), trial.suggest_float("y", 0, 1)
+    return (x - 0.2) ** 2 + (y - 0.5) ** 2, -((x - 0.8) ** 2) - (y - 0.5) ** 2
+
+
+def test_several_objectives_in_both_directions_spread_over_the_front() -> None:
+    study = optuna.create_study(directions=["minimize", "maximize"], sampler=NomadSampler(seed=0))
+    study.optimize(two_bowls, n_trials=30)
+    assert distinct(study) == 30
+    near = sorted(trial.params["x"] for trial in study.best_trials if abs(trial.params["y"] - 0.5) < 0.1)
+    gaps = [b - a for a, b in zip([0.2, *near], [*near, 0.8], strict=True)]
+    assert len(near) >= 8
+    assert max(gaps) < 0.2
+
+
+def test_several_objectives_with_methods_and_a_constraint() -> None:
+    """Small and large models, of which the large ones are limited, and a method that no front needs."""
+    def objective(trial: Trial) -> tuple[float, float]:
+        method = trial.suggest_categorical("method", ["small", "large", "useless"])
+        size = trial.suggest_float(f"{method}.size", 0, 1)
+        rate = (trial.suggest_float(f"{method}.rate", 0, 1) - 0.3) ** 2
+        trial.set_constraint("memory", size - 0.5 if method == "large" else -1.0)
+        return {"small": 1 - 0.2 * size, "large": 0.7 - 0.4 * size, "useless": 2.0}[method] + rate, \
+            {"small": 0.3 * size, "large": 0.3 + 0.7 * size, "useless": 2.0}[method]
+
     study = optuna.create_study(directions=["minimize", "minimize"], sampler=NomadSampler(seed=0))
-    with pytest.raises(ValueError, match="one objective"):
-        study.optimize(lambda trial: (trial.suggest_float("x", 0, 1), 1.0), n_trials=1)
+    study.optimize(objective, n_trials=40)
+    methods = [trial.params["method"] for trial in study.trials]
+    assert 2 <= methods.count("useless") < 40 / 4
+    feasible = [trial for trial in study.trials if trial.constraints["memory"] <= 0]
+    assert min(trial.values[0] for trial in feasible) < 0.55
+    assert min(trial.values[1] for trial in feasible if trial.values[0] < 1.1) < 0.05
+
+
+def test_five_objectives_are_refused() -> None:
+    study = optuna.create_study(directions=["minimize"] * 5, sampler=NomadSampler(seed=0))
+    with pytest.raises(ValueError, match="one to 4 objectives, not 5"):
+        study.optimize(lambda trial: (trial.suggest_float("x", 0, 1), 1, 1, 1, 1), n_trials=1)
+
+
+def test_a_slow_trial_leaves_no_worker_idle_and_the_points_can_be_had_again() -> None:
+    """Trial 5 ends as the last of all; the others overtake it, each asked for as soon as one of four workers is free."""
+    study = optuna.create_study(sampler=NomadSampler(seed=0, workers=4))
+    running: dict[int, tuple[Trial, float]] = {}
+    for _ in range(24):
+        if len(running) == 4:
+            number = min(number for number in running if number != 5)
+            study.tell(*running.pop(number))
+        trial = study.ask()
+        running[trial.number] = trial, bowl(trial)
+    assert distinct(study) == 24
+    assert study.trials[5].state == TrialState.RUNNING
+    study.tell(*running.pop(5))
+    again = NomadSampler(seed=0, workers=4)
+    planned = []
+    for trial in study.trials[6:]:
+        asked = create_trial(state=TrialState.RUNNING, system_attrs=trial.system_attrs)
+        asked.number = trial.number
+        planned.append(again.sample_relative(study, asked, again.infer_relative_search_space(study, asked)))
+    assert planned == [trial.params for trial in study.trials[6:]]
+
+
+def test_a_latin_hypercube_has_a_point_in_every_stratum() -> None:
+    study = studied(bowl, 7, latin_hypercube=6)
+    for name, low, high in (("x", -5, 5), ("y", -6, 0)):
+        values = [trial.params[name] if name == "x" else math.log10(trial.params[name]) for trial in study.trials[1:]]
+        assert sorted(int(6 * (value - low) / (high - low)) for value in values) == list(range(6))
+
+
+def test_options_are_pickled_with_the_sampler() -> None:
+    sampler = pickle.loads(pickle.dumps(NomadSampler(seed=0, latin_hypercube=4)))
+    study = optuna.create_study(sampler=sampler)
+    study.optimize(bowl, n_trials=6)
+    assert [trial.params for trial in study.trials] == [trial.params for trial in studied(bowl, 6, latin_hypercube=4).trials]
+    assert [trial.params for trial in study.trials] != [trial.params for trial in studied(bowl, 6).trials]
+
+
+def test_too_few_points_of_a_hypercube_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least 2 points"):
+        NomadSampler(latin_hypercube=1)
 
 
 def test_no_workers_are_refused() -> None:

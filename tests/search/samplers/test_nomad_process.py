@@ -51,6 +51,21 @@ def test_a_killed_child_is_replaced(process: NomadProcess) -> None:
     assert process.pid != former
 
 
+def test_a_run_for_several_objectives_is_repeated_up_to_its_next_block(process: NomadProcess) -> None:
+    parameters = [line.replace("OBJ PB", "OBJ OBJ PB") for line in REQUEST["parameters"]]
+    request = {"seed": 7, "parameters": [*parameters, "DMULTIMADS_OPTIMIZATION yes"],
+               "starts": [[[0.5, 0.5], [1.0, 2.0, -1.0]], [[0.9, 0.1], [0.3, 3.0, 0.5]]], "blocks": []}
+    blocks = []
+    for _ in range(4):
+        blocks.append(process.ask(request)["points"])
+        request["blocks"] += [[[x + y, 2 - x, -1.0] if x < 0.8 else None for x, y in blocks[-1]]]
+    assert all(blocks)
+    assert len({tuple(point) for block in blocks for point in block}) == sum(map(len, blocks))
+    process.close()
+    for count, block in enumerate(blocks):
+        assert process.ask(request | {"blocks": request["blocks"][:count]})["points"] == block
+
+
 def test_what_crashes_nomad_costs_one_answer(process: NomadProcess) -> None:
     assert "error" in process.ask(REQUEST | {"parameters": ["BB_OUTPUT_TYPE OBJ", "DIMENSION none"]})
     survivor = process.pid

@@ -1,0 +1,56 @@
+import math
+
+import numpy as np
+import pytest
+from optuna._hypervolume import compute_hypervolume
+
+from finemesh.search.samplers.front import REFERENCE, Front, dominating, nondominated
+from finemesh.search.samplers.record import Record
+
+
+def record(number: int, *losses: float, **violations: float) -> Record:
+    return Record(number, {}, {}, "complete", losses[0], violations, losses[1:])
+
+
+def test_what_dominates_is_nowhere_worse_and_somewhere_better() -> None:
+    losses = np.array([[0.0, 1.0], [1.0, 0.0], [1.0, 1.0], [1.0, 1.0], [2.0, 2.0]])
+    assert dominating(losses).tolist() == [0, 0, 2, 2, 4]
+
+
+def test_the_front_is_of_feasible_points_or_the_least_infeasible_one() -> None:
+    infeasible = [record(0, 0.0, 0.0, memory=2.0), record(1, 5.0, 5.0, memory=1.0)]
+    assert [one.number for one in nondominated(infeasible)] == [1]
+    told = [*infeasible, record(2, 1.0, 3.0, memory=-1.0), record(3, 3.0, 1.0), record(4, 3.0, 2.0),
+            Record(5, {}, {}, "failed", math.inf, {}, (math.inf,))]
+    assert [one.number for one in nondominated(told)] == [2, 3]
+
+
+@pytest.mark.parametrize("objectives", [2, 3, 4])
+def test_the_mean_over_directions_is_the_hypervolume(objectives: int) -> None:
+    """Of corners and a middle point; up to the constant that all hypervolumes of so many objectives share."""
+    corners = [record(index, *(float(index != axis) for axis in range(objectives))) for index in range(objectives)]
+    shares = []
+    for middle in (0.2, 0.5, 0.7):
+        told = [*corners, record(9, *[middle] * objectives)]
+        front = Front(told)
+        points = front.scaled(np.array([one.losses for one in told]))
+        shares.append(front.volumes(told).mean() / compute_hypervolume(points, np.full(objectives, REFERENCE)))
+    assert max(shares) / min(shares) == pytest.approx(1, abs=0.2)
+
+
+def test_the_further_beyond_the_front_the_better_and_what_is_believed_counts() -> None:
+    front = Front([record(0, 0.0, 1.0), record(1, 1.0, 0.0), record(2, 0.6, 0.6)])
+    points = front.scaled(np.array([[0.2, 0.2], [0.4, 0.4], [0.6, 0.6], [0.9, 0.9], [3.0, 3.0]]))
+    gains = front.log_improvement(points, np.full_like(points, 1e-3))
+    assert (np.diff(gains) < 0).all()
+    unsure = front.log_improvement(points, np.full_like(points, 0.3))
+    assert unsure[3] > gains[3]
+    front.believe(points[:1])
+    assert front.log_improvement(points, np.full_like(points, 1e-3))[1] < gains[2] + 1.0
+
+
+def test_scales_are_the_fronts_whatever_the_units() -> None:
+    told = [record(0, 1.0, 3e9), record(1, 2.0, 1e9), record(2, 1e30, 9e9), record(3, 3.0, 2e9)]
+    scaled = Front(told).scaled(np.array([one.losses for one in told]))
+    assert scaled[:2].tolist() == [[0.0, 1.0], [1.0, 0.0]]
+    assert np.isfinite(scaled).all()
