@@ -44,16 +44,15 @@ def two_bowls(k: int, x: float) -> Losses:
     return (k - 2) ** 2 / 10 + (x - 0.2) ** 2, (k - 6) ** 2 / 10 + (x - 0.8) ** 2
 
 
-@pytest.mark.parametrize("objectives", [2, 4])
-def test_spreads_over_the_front(process: NomadProcess, objectives: int) -> None:
-    searched = search(objectives)
+def test_spreads_over_the_front(process: NomadProcess) -> None:
+    searched = search(objectives=3)
 
     def losses(k: int, x: float) -> Losses:
-        return (*two_bowls(k, x), x + k / 10, 2 - x)[:objectives]
+        return *two_bowls(k, x), x + k / 10
 
     tell(searched, (9.0, 0.0), losses(9, 0.0))
-    points = run(searched, process, losses, 30)
-    assert len(set(points)) == 30
+    points = run(searched, process, losses, 24)
+    assert len(set(points)) == 24
     front = [record for record in nondominated([record for _, record in searched.records]) if sum(record.losses[:2]) < 2.0]
     assert {2, 6} <= {record.values["k"] for record in front}
     assert len(front) >= 6
@@ -72,9 +71,9 @@ def test_goes_on_alike_from_what_was_told(process: NomadProcess) -> None:
 def test_constraints_lead_to_the_feasible_part_of_the_front(process: NomadProcess) -> None:
     searched = search()
     tell(searched, (9.0, 0.9), two_bowls(9, 0.9), limit=0.5)
-    run(searched, process, two_bowls, 24, limit=0.4)
+    run(searched, process, two_bowls, 14, limit=0.4)
     front = nondominated([record for _, record in searched.records])
-    assert len(front) >= 3
+    assert len(front) >= 2
     assert all(record.feasible for record in front)
 
 

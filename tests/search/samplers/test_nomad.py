@@ -196,12 +196,12 @@ def two_bowls(trial: Trial) -> tuple[float, float]:
 
 def test_several_objectives_in_both_directions_spread_over_the_front() -> None:
     study = optuna.create_study(directions=["minimize", "maximize"], sampler=NomadSampler(seed=0))
-    study.optimize(two_bowls, n_trials=30)
-    assert distinct(study) == 30
+    study.optimize(two_bowls, n_trials=24)
+    assert distinct(study) == 24
     near = sorted(trial.params["x"] for trial in study.best_trials if abs(trial.params["y"] - 0.5) < 0.1)
     gaps = [b - a for a, b in zip([0.2, *near], [*near, 0.8], strict=True)]
-    assert len(near) >= 8
-    assert max(gaps) < 0.2
+    assert len(near) >= 6
+    assert max(gaps) < 0.25
 
 
 def test_several_objectives_with_methods_and_a_constraint() -> None:
@@ -215,9 +215,9 @@ def test_several_objectives_with_methods_and_a_constraint() -> None:
             {"small": 0.3 * size, "large": 0.3 + 0.7 * size, "useless": 2.0}[method]
 
     study = optuna.create_study(directions=["minimize", "minimize"], sampler=NomadSampler(seed=0))
-    study.optimize(objective, n_trials=40)
+    study.optimize(objective, n_trials=30)
     methods = [trial.params["method"] for trial in study.trials]
-    assert 2 <= methods.count("useless") < 40 / 4
+    assert 2 <= methods.count("useless") < 30 / 4
     feasible = [trial for trial in study.trials if trial.constraints["memory"] <= 0]
     assert min(trial.values[0] for trial in feasible) < 0.55
     assert min(trial.values[1] for trial in feasible if trial.values[0] < 1.1) < 0.05
@@ -233,13 +233,13 @@ def test_a_slow_trial_leaves_no_worker_idle_and_the_points_can_be_had_again() ->
     """Trial 5 ends as the last of all; the others overtake it, each asked for as soon as one of four workers is free."""
     study = optuna.create_study(sampler=NomadSampler(seed=0, workers=4))
     running: dict[int, tuple[Trial, float]] = {}
-    for _ in range(24):
+    for _ in range(16):
         if len(running) == 4:
             number = min(number for number in running if number != 5)
             study.tell(*running.pop(number))
         trial = study.ask()
         running[trial.number] = trial, bowl(trial)
-    assert distinct(study) == 24
+    assert distinct(study) == 16
     assert study.trials[5].state == TrialState.RUNNING
     study.tell(*running.pop(5))
     again = NomadSampler(seed=0, workers=4)

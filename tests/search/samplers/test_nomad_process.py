@@ -56,7 +56,7 @@ def test_a_run_for_several_objectives_is_repeated_up_to_its_next_block(process: 
     request = {"seed": 7, "parameters": [*parameters, "DMULTIMADS_OPTIMIZATION yes"],
                "starts": [[[0.5, 0.5], [1.0, 2.0, -1.0]], [[0.9, 0.1], [0.3, 3.0, 0.5]]], "blocks": []}
     blocks = []
-    for _ in range(4):
+    for _ in range(3):
         blocks.append(process.ask(request)["points"])
         request["blocks"] += [[[x + y, 2 - x, -1.0] if x < 0.8 else None for x, y in blocks[-1]]]
     assert all(blocks)
