@@ -64,8 +64,8 @@ class Dataset:
 DATASETS = (
     Dataset("sst2", MINILM, "sst2_train.tsv", test="sst2_dev.tsv", max_length=64),
     Dataset("cola", MINILM, "cola_in_domain_train.tsv", test="cola_in_domain_dev.tsv", max_length=64),
-    Dataset("alpaca", SMOLLM, "alpaca_en_demo.jsonl", rows=(800, 48, 96), steps=30, batch_size=8),
-    Dataset("e2e", SMOLLM, "e2e_valid.jsonl", rows=(800, 64, 128), steps=30, batch_size=8),
+    Dataset("alpaca", SMOLLM, "alpaca_en_demo.jsonl", rows=(800, 48, 96), steps=20, batch_size=8),
+    Dataset("e2e", SMOLLM, "e2e_valid.jsonl", rows=(800, 64, 128), steps=20, batch_size=8),
     Dataset("rte", MINILM, "rte_train.jsonl", "rte_dev32.jsonl", "rte_val.jsonl", steps=40, batch_size=8),
 )
 
