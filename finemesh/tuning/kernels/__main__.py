@@ -1,5 +1,7 @@
 """Compile every kernel now (`python -m finemesh.tuning.kernels`), so that no trial waits for it: a step of a tiny model."""
 
+from typing import Any
+
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -14,7 +16,7 @@ BATCH = Batch(IDS, torch.tensor([4, 3]), IDS > 1)
 def main() -> None:
     config = LlamaConfig(vocab_size=8, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=4,
                          num_key_value_heads=2)
-    model = LlamaForCausalLM(config)
+    model: Any = LlamaForCausalLM(config)
     full, half = torch.float32, torch.bfloat16
     for weights, computing in ((full, full), (half, half), (full, half)):
         with torch.autocast("cpu", half, enabled=computing == half):
