@@ -40,7 +40,12 @@ check: setup
 	$(BIN)/mypy
 	$(MAKE) --no-print-directory test
 
-test-real: setup
+.venv/ready-real: .venv/ready
+	@echo "Adding Ray, for the tests of a cluster ..."
+	@$(INSTALL) --editable ".[ray]"
+	@touch $@
+
+test-real: .venv/ready-real
 	$(BIN)/python -m pytest -q tests/real
 
 test-real-smallest: setup

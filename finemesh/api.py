@@ -1,9 +1,12 @@
 """What the commands do, as functions. The only module, with preparation.py, that sees both halves."""
 
 import json
+import os
 import shutil
+import socket
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -14,17 +17,27 @@ import torch
 
 from finemesh.config import Config, load_config
 from finemesh.errors import InputError, nearest
-from finemesh.preparation import Study, prepare, read_data, read_summary, refuse_point, searched_space, whole_space
+from finemesh.preparation import (
+    Study,
+    prepare,
+    prepared_task,
+    read_data,
+    read_summary,
+    refuse_point,
+    searched_space,
+    whole_space,
+)
 from finemesh.results.card import write_card
 from finemesh.results.probe import write_probe
 from finemesh.results.report import write_report
 from finemesh.results.summary import status as read_status
 from finemesh.run import RunFolder, full_disk
 from finemesh.search import database
+from finemesh.search.board import Board
 from finemesh.search.budget import Budget
-from finemesh.search.executors import EXECUTORS, LocalExecutor
+from finemesh.search.executors import EXECUTORS, Executor
 from finemesh.search.finish import finish
-from finemesh.search.jobs import Jobs
+from finemesh.search.jobs import LOOK_EVERY, Jobs, run_posted
 from finemesh.search.observer import Nobody, Observer
 from finemesh.search.samplers import OPTIMIZERS
 from finemesh.search.study import run_search
@@ -42,18 +55,22 @@ CHECK_STEPS = 4
 ANSWERS = 3  # test prompts that are answered before and after
 
 
-def search(config: Config, *, observer: Observer | None = None) -> dict[str, Any]:
-    """The whole job: search, leaders repeated, test split, best/ and the report. The status document."""
-    run, watcher = RunFolder(config.out), observer or Nobody()
+def search(config: Config, *, observer: Observer | None = None, here: int | None = None) -> dict[str, Any]:
+    """The whole job: search, leaders repeated, test split, best/ and the report. The status document.
+
+    `here`: trials at a time in this process; the others wait for further processes on the same run. While another process
+    asks for trials, this one runs those that wait, and takes over at its end.
+    """
+    run, watcher, here = RunFolder(config.out), observer or Nobody(), min(here or config.workers, config.workers)
     storage = None if config.storage == "sqlite" else config.storage
     if storage:
         database.check(storage)
-    with _begun(run, config):
-        study = prepare(config, run)
+    with _begun(run, config, lambda free: _lend_a_hand(run, config, watcher, here, free)):
+        study = prepare(config, run, here)
         for note in study.splits.notes if not run.outcomes() else ():
             watcher.message(note)
         settings = config.search
-        with _workers(run, study.task, config.workers) as executor:
+        with _workers(run, study.task, config, here) as executor:
             outcomes = run_search(
                 study.space, OPTIMIZERS[settings.optimizer](settings.seed, config.workers),
                 Budget(settings.trials, settings.hours), executor, run, seed=settings.seed, steps=settings.steps,
@@ -85,7 +102,7 @@ def tune(config: Config, method: str, settings: Mapping[str, Any], steps: int | 
         same = next((o for o in earlier if (o.hyperparameters, o.steps) == (point, length)), None)
         number = same.number if same else len(earlier)
         job = Job(number, method, point, config.search.seed, length, run.trial(number), config.search.constraints)
-        return _one(run, replace(study.task, steps=length), job, observer)
+        return _one(run, replace(study.task, steps=length), config, job, observer)
 
 
 def tune_again(folder: Path, number: int, observer: Observer | None = None) -> Outcome:
@@ -99,7 +116,7 @@ def tune_again(folder: Path, number: int, observer: Observer | None = None) -> O
     shutil.rmtree(place, ignore_errors=True)
     job = Job(number, former.method, former.hyperparameters, former.seed, former.steps, place)
     with run.locked():
-        return _one(run, Task.read(run.task), job, observer)
+        return _one(run, Task.read(run.task), load_config(run.config), job, observer)
 
 
 def predict(folder: Path, data: str) -> Iterator[str]:
@@ -119,11 +136,12 @@ def check(config: Config) -> dict[str, Any]:
     splits = read_data(config, source)
     searched_space(config, splits, source)
     warnings = list(splits.notes)
-    with tempfile.TemporaryDirectory() as temporary:
+    parent = None if config.executor == "local" else next(p for p in Path(config.out).absolute().parents if p.is_dir())
+    with tempfile.TemporaryDirectory(dir=parent) as temporary:
         run = RunFolder(Path(temporary) / "check")
         run.path.mkdir()
         study = prepare(config, run)
-        with _workers(run, replace(study.task, steps=CHECK_STEPS), 1) as executor:
+        with _workers(run, replace(study.task, steps=CHECK_STEPS), config, 1) as executor:
             outcomes = {name: _trial_run(run, study, name, executor) for name in study.references}
     steps, batch = config.search.steps, config.search.batch_size
     methods: dict[str, Any] = {}
@@ -262,10 +280,10 @@ def _peft_type(adapter: Path) -> str | None:
     return None if (adapter / "config.json").exists() else "finemesh"
 
 
-def _one(run: RunFolder, task: Task, job: Job, observer: Observer | None) -> Outcome:
+def _one(run: RunFolder, task: Task, config: Config, job: Job, observer: Observer | None) -> Outcome:
     watcher = observer or Nobody()
     watcher.phase("tune", 1)
-    with _workers(run, task, 1) as executor:
+    with _workers(run, task, config, 1) as executor:
         ended = _ended(Jobs(executor, watcher), job)
     watcher.ended(ended)
     return ended
@@ -278,7 +296,7 @@ def _ended(jobs: Jobs, job: Job) -> Outcome:
     return outcome
 
 
-def _trial_run(run: RunFolder, study: Study, method: str, executor: LocalExecutor) -> Outcome:
+def _trial_run(run: RunFolder, study: Study, method: str, executor: Executor) -> Outcome:
     """A few steps of the method's reference settings; seconds_a_step leaves the first and the last out."""
     job = Job(0, method, study.references[method], study.task.seed, CHECK_STEPS, run.path / "trials" / method)
     outcome = _ended(Jobs(executor, Nobody()), job)
@@ -291,11 +309,11 @@ def _trial_run(run: RunFolder, study: Study, method: str, executor: LocalExecuto
 
 
 @contextmanager
-def _begun(run: RunFolder, config: Config) -> Iterator[None]:
+def _begun(run: RunFolder, config: Config, meanwhile: Callable[[Callable[[], bool]], None] | None = None) -> Iterator[None]:
     """The folder is locked. What ends before the first trial leaves no folder, so that the config can be mended."""
-    with run.locked():
+    with run.locked(meanwhile):
         fresh = not run.config.exists()
-        run.begin(json.loads(config.model_dump_json(exclude_none=True)))
+        run.begin(_written(config))
         try:
             yield
         except BaseException:
@@ -304,18 +322,42 @@ def _begun(run: RunFolder, config: Config) -> Iterator[None]:
             raise
 
 
+def _written(config: Config) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(config.model_dump_json(exclude_none=True))
+    return found
+
+
+def _lend_a_hand(run: RunFolder, config: Config, observer: Observer, here: int, free: Callable[[], bool]) -> None:
+    """Runs trials that another process has asked for and that wait, until the run is free."""
+    while not run.task.exists():  # the other one is preparing
+        if free():
+            return
+        time.sleep(LOOK_EVERY)
+    run.check(_written(config))
+    observer.message(f"Another process searches in {run.path}. This one runs trials that wait there, {here} at a time, and "
+                     "goes on with the search when that one ends.")
+    with _workers(run, prepared_task(config, run), config, here, run.logs / _process_name()) as executor:
+        run_posted(Board(run), executor, observer, free)
+
+
 @contextmanager
-def _workers(run: RunFolder, task: Task, count: int) -> Iterator[LocalExecutor]:
+def _workers(run: RunFolder, task: Task, config: Config, count: int, logs: Path | None = None) -> Iterator[Executor]:
     """Worker processes that have this task loaded, ended in any case."""
-    file = run.path / ".worker.json"
+    file = run.path / f".worker-{_process_name()}.json"
     write_json(file, task.to_json())
+    command = [sys.executable, "-m", "finemesh.tuning.worker", str(file.absolute())]
     devices = [str(i) for i in range(torch.cuda.device_count())]
-    executor = EXECUTORS["local"]([sys.executable, "-m", "finemesh.tuning.worker", str(file)], count, logs=run.logs,
-                                  environment=worker_environment(task.threads), devices=devices)
+    options = config.ray.model_dump() if config.executor == "ray" else {"devices": devices}
+    environment = worker_environment(task.threads)
     try:
-        yield executor
+        with EXECUTORS[config.executor](command, count, logs=logs or run.logs, environment=environment, **options) as executor:
+            yield executor
     finally:
-        executor.close()
+        file.unlink(missing_ok=True)
+
+
+def _process_name() -> str:
+    return f"{socket.gethostname()}-{os.getpid()}"
 
 
 def _existing(folder: Path) -> RunFolder:

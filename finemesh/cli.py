@@ -79,6 +79,7 @@ def search(
     hours: Annotated[Any, _number("--hours", "H", "stop after H hours")] = None,
     optimizer: Annotated[str | None, _option("--optimizer", "NAME", "nomad, tpe or random")] = None,
     workers: Annotated[Any, _number("--workers", "N", "trials at a time")] = None,
+    here: Annotated[Any, _number("--here", "N", "of these, here; the others in the same command elsewhere")] = None,
     out: Out = None, as_json: Json = False, debug: Debug = False,
 ) -> None:
     """Search the best method and settings. Started again with the same --out it goes on where it stopped."""
@@ -87,7 +88,9 @@ def search(
 
         options = {"search.trials": trials, "search.hours": hours, "search.optimizer": optimizer, "workers": workers,
                    "out": out}
-        _search(load_config(config, options), output)
+        if here is not None and (type(here) is not int or here < 1):
+            raise InputError(f"--here: must be a whole number of at least 1, not {here!r}")
+        _search(load_config(config, options), output, here)
 
 
 @app.command()
@@ -213,12 +216,12 @@ def methods(as_json: Json = False, debug: Debug = False) -> None:
         output.show(api.methods(), print_methods)
 
 
-def _search(config: "Config", output: "_Output") -> None:
+def _search(config: "Config", output: "_Output", here: int | None = None) -> None:
     from finemesh import api
     from finemesh.results.summary import print_summary
 
     with _watched(config) as observer:
-        document = api.search(config, observer=observer)
+        document = api.search(config, observer=observer, here=here)
     output.show(document, lambda _, console: print_summary(Path(config.out), console))
 
 

@@ -54,6 +54,15 @@ class SearchConfig(Section):
         return objectives
 
 
+class RayConfig(Section):
+    """What a trial takes of the nodes of a Ray cluster."""
+
+    address: str | None = None  # host:port of its head; left out: RAY_ADDRESS, else the cluster on this machine
+    cpus: float = Field(default=1, gt=0)
+    gpus: float = Field(default=0, ge=0)
+    memory_mb: float | None = Field(default=None, gt=0)
+
+
 class Config(Section):
     model: str = Field(min_length=1)
     task: Task | None = None  # None: guessed from the data
@@ -61,6 +70,8 @@ class Config(Section):
     methods: list[str] | dict[str, dict[str, Any]] | None = None  # None: every method that fits the task
     search: SearchConfig = SearchConfig()
     workers: int = Field(default=1, ge=1)
+    executor: Literal["local", "ray"] = "local"
+    ray: RayConfig = RayConfig()
     storage: str = "sqlite"
     out: str = Field(min_length=1)
 
@@ -132,6 +143,8 @@ def load_config(path: Path | str, overrides: Mapping[str, Any] | None = None) ->
     if config.data.tasks and config.task not in (None, "instruct"):
         raise source.error(("task",), f"data.tasks are instructions with answers to write, which are for instruct, not "
                            f"{config.task}: leave the field out, or give data.train in place of data.tasks")
+    if config.executor != "ray" and config.ray != RayConfig():
+        raise source.error(("ray",), "is for `executor: ray`: add that field, or leave this section out")
     _check_plugins(config, source)
     _check_out(config, source)
     return _with_found_paths(config, path.parent)
@@ -151,7 +164,7 @@ def _merged(values: dict[str, Any], options: Mapping[str, Any], out: str) -> dic
     """The file's values with the options over them. A field that is left empty (`hours:`) counts as left out."""
     merged: dict[str, Any] = {"out": out, "data": {}}
     for name, value in values.items():
-        if isinstance(value, dict) and name in ("data", "search"):
+        if isinstance(value, dict) and name in ("data", "search", "ray"):
             merged[name] = {inner: field for inner, field in value.items() if field is not None}
         elif value is not None:
             merged[name] = value

@@ -47,6 +47,7 @@ search:
   seed: 0
 
 workers: 1          # trials at a time
+# executor: ray     # on a cluster, with: ray: {{address: head:6379, cpus: 4, gpus: 1}}
 # storage: postgresql://user@host:5432/name  # left out: a file in the run folder
 out: {out}
 """

@@ -125,8 +125,11 @@ class _Fit:
         return METHODS[method].refuses(self.model, point, self.context)
 
 
-def prepare(config: Config, run: RunFolder) -> Study:
-    """What the study of a locked and begun run folder stands on; made the first time, read afterwards."""
+def prepare(config: Config, run: RunFolder, here: int | None = None) -> Study:
+    """What the study of a locked and begun run folder stands on; made the first time, read afterwards.
+
+    `here`: workers that this machine has at a time; left out: all of them.
+    """
     quieten()
     source = find_model(config.model)
     with full_disk(run.path):
@@ -136,10 +139,8 @@ def prepare(config: Config, run: RunFolder) -> Study:
             splits = read_data(config, source)
             splits.write(run.splits)
         space = searched_space(config, splits, source)
-        if run.task.exists():
-            task = replace(Task.read(run.task), source=source, splits=run.splits.resolve())
-        else:
-            task = _task(config, run, source, splits)
+        known = run.task.exists()
+        task = prepared_task(config, run) if known else _task(config, run, source, splits, here or config.workers)
         write_json(run.task, task.to_json())
         write_json(run.space, space.to_json())
         if not run.machine.exists():
@@ -148,16 +149,22 @@ def prepare(config: Config, run: RunFolder) -> Study:
     return Study(splits, task, space, references)
 
 
+def prepared_task(config: Config, run: RunFolder) -> Task:
+    """As another process prepared it, with the places that model and splits have here."""
+    quieten()
+    return replace(Task.read(run.task), source=find_model(config.model), splits=run.splits.resolve())
+
+
 def whole_space() -> Space:
     """Of every method, as `finemesh tune` takes its settings from."""
     return Space({name: method.space for name, method in METHODS.items()})
 
 
-def _task(config: Config, run: RunFolder, source: ModelSource, splits: Splits) -> Task:
+def _task(config: Config, run: RunFolder, source: ModelSource, splits: Splits, here: int) -> Task:
     search = config.search
     return Task(source, splits.task, run.splits.resolve(), splits.labels, config.data.max_length, search.batch_size,
                 accumulation=search.accumulation, steps=search.steps, seed=search.seed, precision=measure_precision(),
-                threads=max(1, usable_cores() // config.workers))
+                threads=max(1, int(config.ray.cpus) if config.executor == "ray" else usable_cores() // here))
 
 
 def read_summary(run: RunFolder) -> dict[str, Any]:

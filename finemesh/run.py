@@ -1,6 +1,7 @@
 """A run folder: where everything of one search is written, and the only place that knows its file names.
 
-Every file is written whole or not at all. One process at a time works on a folder; any number may read it.
+Every file is written whole or not at all. One process at a time searches in a folder, and asks for all its trials; others
+may run trials for it (search/board.py), and any number may read it.
 """
 
 import errno
@@ -8,7 +9,8 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+import socket
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,8 @@ from finemesh.yaml_lines import read_yaml, write_yaml
 
 Curve = list[dict[str, Any]]
 HEAVY_MB = 100  # adapters of trials are kept up to this size
-MAY_CHANGE = ("search.trials", "search.hours", "out")  # by when to stop, and where the folder is, change no point
+MAY_CHANGE = ("search.trials", "search.hours", "out", "executor", "ray.address", "ray.cpus", "ray.gpus",
+              "ray.memory_mb")  # by when to stop, where trials run and where the folder is change no point
 
 
 class RunFolder:
@@ -35,6 +38,8 @@ class RunFolder:
         self.best = self.path / "best"
         self.report = self.path / "report.html"
         self.logs = self.path / "logs"
+        self.jobs = self.path / "jobs"  # those that wait for a process
+        self.taken: dict[Path, FileLock] = {}  # by folder, the jobs that this process has taken
         self.study = self.path / "study.db"
 
     def study_name(self, storage: str | None) -> str:
@@ -43,7 +48,7 @@ class RunFolder:
             return self.path.resolve().name
         file = self.path / "study_name.txt"
         if not file.exists():
-            _write_text(file, f"{self.path.resolve().name}-{secrets.token_hex(4)}")
+            write_text(file, f"{self.path.resolve().name}-{secrets.token_hex(4)}")
         return file.read_text(encoding="utf-8")
 
     def trial(self, number: int) -> Path:
@@ -110,24 +115,44 @@ class RunFolder:
             write_json(self.path / "clock.json", {"seconds": sum(phases.values()), **phases})
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """InputError where another process works on this folder."""
-        with full_disk(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
+    def locked(self, meanwhile: Callable[[Callable[[], bool]], None] | None = None) -> Iterator[None]:
+        """InputError where another process works on this folder.
+
+        Instead, `meanwhile` is called, where it is given, with what says (once) that the folder is free and now ours.
+        """
         lock, owner = FileLock(self.path / ".lock"), self.path / ".lock.pid"
-        try:
-            lock.acquire(timeout=1)
-        except Timeout:
-            pid = owner.read_text(encoding="ascii") if owner.exists() else "?"
-            raise InputError(f"{self.path}: process {pid} is already working on this run. Wait for it, stop it, "
-                             "or choose another --out.") from None
+
+        def free(patience: float = 0) -> bool:
+            with full_disk(self.path):
+                self.path.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(timeout=patience)
+            except Timeout:
+                return False
+            return True
+
+        if not free(1):
+            if meanwhile is None:
+                process = owner.read_text(encoding="utf-8") if owner.exists() else "?"
+                raise InputError(f"{self.path}: process {process} is already working on this run. Wait for it, stop it, "
+                                 "or choose another --out.")
+            try:
+                meanwhile(free)
+            finally:
+                self._give_back()
         try:
             with full_disk(self.path):
-                owner.write_text(str(os.getpid()), encoding="ascii")
+                owner.write_text(f"{os.getpid()} on {socket.gethostname()}", encoding="utf-8")
             yield
         finally:
+            self._give_back()
             owner.unlink(missing_ok=True)
             lock.release()
+
+    def _give_back(self) -> None:
+        """The workers have ended: other processes may take the jobs."""
+        while self.taken:
+            self.taken.popitem()[1].release()
 
     def working(self) -> bool:
         """Whether a process holds the lock."""
@@ -144,12 +169,16 @@ class RunFolder:
     def begin(self, config: Mapping[str, Any]) -> None:
         """Writes config.yaml. InputError where the folder holds a run of another config, or something else."""
         if self.config.exists():
-            _check_same(read_yaml(self.config).values, config, self.path)
+            self.check(config)
         elif foreign := sorted(path.name for path in self.path.iterdir() if not path.name.startswith(".lock")):
             raise InputError(f"{self.path} is not the folder of a run (it holds {foreign[0]}, but no config.yaml): "
                              "choose another --out")
         with full_disk(self.path):
-            _write_text(self.config, write_yaml(dict(config)))
+            write_text(self.config, write_yaml(dict(config)))
+
+    def check(self, config: Mapping[str, Any]) -> None:
+        """InputError where the run is one of another config."""
+        _check_same(read_yaml(self.config).values, config, self.path)
 
 
 def read_curve(folder: Path) -> Curve:
@@ -186,7 +215,7 @@ def _outcomes(parent: Path) -> list[Outcome]:
     return sorted(found, key=lambda outcome: outcome.number)
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_text(text, encoding="utf-8")
@@ -202,7 +231,7 @@ def _check_same(old: Any, new: Mapping[str, Any], path: Path) -> None:
     if differing:
         lines = [f"  {name}: {before.get(name, 'not set')} there, {now.get(name, 'not set')} now" for name in differing]
         raise InputError(f"{path} holds a run of another config:\n" + "\n".join(lines) + "\nChoose another --out, or "
-                         "set these back. Only search.trials and search.hours may change in a run.")
+                         "set these back. Only search.trials, search.hours, executor and ray may change in a run.")
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -27,7 +27,7 @@ class Job:
     constraints: Mapping[str, float] = field(default_factory=dict)  # upper bounds on numbers of the outcome
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"folder": str(self.folder)}
+        return asdict(self) | {"folder": str(self.folder.absolute())}  # a worker may be elsewhere
 
     @staticmethod
     def from_json(fields: Mapping[str, Any]) -> "Job":

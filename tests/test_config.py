@@ -61,6 +61,8 @@ methods: {lora: {rank: [4, 64], dropout: 1e-4}, full: {learning_rate: {choices: 
 search: {optimizer: tpe, trials: 1e2, hours: .5, steps: 20, batch_size: 2, constraints: {trainable_parameters: 2e6},
          objectives: [validation_loss], repeats: 1, seed: 7, reproducible: false}
 workers: 2
+executor: ray
+ray: {address: "head:6379", cpus: 4, gpus: .5, memory_mb: 16e3}
 storage: postgresql://user@host/name
 out: "1e5"
 """)
@@ -127,6 +129,8 @@ def test_paths_are_looked_for_here_then_beside_the_config(folder: Path) -> None:
     ("search:\n  constraints: {seconds: -5}", ["line 5", "-5", "above 0"]),
     ("workers: 0", ["line 4", "workers: ", "not 0", "at least 1"]),
     ("task: translate", ["line 4", "task: ", "not 'translate'", "instruct, classify or regress"]),
+    ("executor: slurm", ["line 4", "executor: ", "local or ray", "'slurm'"]),
+    ("ray: {gpus: 1}", ["line 4", "ray: is for `executor: ray`"]),
     ("storage: mysql", ["line 4", "storage: ", "not 'mysql'", "sqlite"]),
     ("methods: [lora, ful]", ["line 4", "no method ful", "Did you mean full?"]),
     ("methods: []", ["line 4", "no method is named"]),

@@ -89,9 +89,9 @@ def test_every_module_has_a_name_that_says_something() -> None:
 
 @pytest.mark.parametrize("module", [
     "finemesh", "finemesh.cli", "finemesh.config", "finemesh.init", "finemesh.results.live", "finemesh.search.study",
-    "finemesh.search.samplers.nomad_child",
+    "finemesh.search.executors", "finemesh.search.samplers.nomad_child",
 ])
-def test_what_must_start_fast_loads_no_torch(module: str) -> None:
-    script = f"import sys, {module}\nprint({{'torch', 'transformers'}} & set(sys.modules))"
+def test_what_must_start_fast_loads_neither_torch_nor_ray(module: str) -> None:
+    script = f"import sys, {module}\nprint({{'torch', 'transformers', 'ray'}} & set(sys.modules))"
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert ended.stdout == "set()\n"

@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -62,7 +63,7 @@ def test_two_processes_cannot_work_on_one_folder(run: RunFolder) -> None:
         assert RunFolder(run.path).working()
         other = subprocess.run([sys.executable, "-c", code, str(run.path)], capture_output=True, text=True, check=False)
     assert other.returncode != 0
-    assert f"process {os.getpid()} is already working on this run" in other.stderr
+    assert f"process {os.getpid()} on {socket.gethostname()} is already working on this run" in other.stderr
     assert not run.working()
     with run.locked():
         pass

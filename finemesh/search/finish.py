@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from finemesh.run import RunFolder, full_disk
+from finemesh.search.board import Board
 from finemesh.search.budget import SAVED_EVERY, Clock
 from finemesh.search.executors.base import Executor
 from finemesh.search.jobs import Jobs
@@ -46,7 +47,7 @@ def finish(
     observer = observer or Nobody()
     plan = _plan(candidates, references, space, run, range(seed + 1, seed + 1 + repeats), steps, constraints or {})
     with Clock(run, "finish") as clock, full_disk(run.path):
-        ended = _run_all(plan, Jobs(executor, observer), observer, clock)
+        ended = _run_all(plan, Jobs(executor, observer, Board(run)), observer, clock)
         winner = best_of({number: [ended[job.folder] for job in jobs] for number, jobs in plan.leading.items()})
         groups = {name: [job.folder for job in jobs if ended[job.folder].state == "complete"]
                   for name, jobs in (plan.measured | {WINNER: plan.leading[winner]}).items()}

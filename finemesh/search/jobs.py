@@ -1,40 +1,59 @@
 """Jobs in flight: given to the executor, adopted where they have ended before, their outcomes handed back."""
 
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 from finemesh.errors import InputError
 from finemesh.run import disk_is_full, full_disk
+from finemesh.search.board import Board
 from finemesh.search.executors.base import Event, Executor
 from finemesh.search.observer import Observer
 from finemesh.trial import Job, Outcome, read_outcome, write_outcome
 
+LOOK_EVERY = 1.0  # seconds between looks at what other processes do
 OUT_OF_MEMORY = "out_of_memory"  # the constraint that a trial breaks whose worker the system killed
 
 
 class Jobs:
-    """`start` and `wait` give each job's outcome exactly once; its outcome.json is written by then."""
+    """`start` and `wait` give each job's outcome exactly once; its outcome.json is written by then.
 
-    def __init__(self, executor: Executor, observer: Observer) -> None:
-        self._executor, self._observer = executor, observer
+    With a board, what has no free worker here waits there for any process of the run.
+    """
+
+    def __init__(self, executor: Executor, observer: Observer, board: Board | None = None) -> None:
+        self._executor, self._observer, self._board = executor, observer, board
         self._running: dict[int, Job] = {}
+        self._open: dict[Path, Job] = {}  # by folder: they wait, or run in another process
 
     def __len__(self) -> int:
-        return len(self._running)
+        return len(self._running) + len(self._open)
+
+    def __contains__(self, job: Job) -> bool:
+        return job.folder in self._open or any(running.folder == job.folder for running in self._running.values())
 
     def start(self, job: Job) -> Outcome | None:
         """The outcome at once where an earlier run of the command has it."""
         outcome = read_outcome(job.folder)
         if outcome is not None:
             _check_same(job, outcome)
+            self._remove(job)
             return outcome
-        if any(running.folder == job.folder for running in self._running.values()):
-            return None  # it went on while the search waited for its database
-        self._observer.started(job)
-        self._running[self._executor.submit("tune", job.to_json())] = job
+        if job not in self:  # else it went on while the search waited for its database
+            if self._board:
+                self._board.post(job)
+            self._open[job.folder] = job
+            self._observer.started(job)
+            self._fill()
         return None
 
     def wait(self, timeout: float | None = None) -> list[tuple[Job, Outcome]]:
+        """What has ended until the first event, or until the time (in seconds) is over."""
         ended = []
+        if self._open:  # which may end in another process
+            timeout = LOOK_EVERY if timeout is None else min(timeout, LOOK_EVERY)
+            if not self._running:
+                time.sleep(timeout)
         for event in self._executor.wait(timeout):
             job = self._running[event.id]
             if event.kind == "progress":
@@ -44,16 +63,60 @@ class Jobs:
             else:
                 del self._running[event.id]
                 ended.append((job, _outcome(job, event)))
+                self._remove(job)
+        ended += self._ended_elsewhere()
+        self._fill()
         return ended
 
     def pause(self, seconds: float) -> None:
         """Runs go on; `start` finds the outcomes of those that end."""
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
-            if self._running:
+            if len(self):
                 self.wait(left)
             else:
                 time.sleep(left)
+
+    def _fill(self) -> None:
+        """The workers here, with what no other process has taken."""
+        for job in list(self._open.values()):
+            if len(self._running) >= self._executor.workers:
+                break
+            if self._board is None or (self._board.take(job) and read_outcome(job.folder) is None):
+                del self._open[job.folder]
+                self._running[self._executor.submit("tune", job.to_json())] = job
+
+    def _ended_elsewhere(self) -> list[tuple[Job, Outcome]]:
+        """Its process has written the outcome and let the job go."""
+        ended = []
+        for job in list(self._open.values()) if self._board else ():
+            outcome = read_outcome(job.folder)
+            if outcome is not None and self._board and self._board.take(job):
+                del self._open[job.folder]
+                self._remove(job)
+                ended.append((job, outcome))
+        return ended
+
+    def _remove(self, job: Job) -> None:
+        if self._board:
+            self._board.remove(job)
+
+
+def run_posted(board: Board, executor: Executor, observer: Observer, free: Callable[[], bool]) -> None:
+    """Runs what is on the board, until `free()` says that nobody asks for trials any more (asked while nothing runs here)."""
+    jobs = Jobs(executor, observer)
+    while len(jobs) or not free():
+        for job in board.posted():
+            if len(jobs) < executor.workers and job not in jobs and board.take(job):
+                if read_outcome(job.folder) is None:
+                    jobs.start(job)
+                else:  # whoever asked for it will see
+                    board.give_back(job)
+        if not len(jobs):
+            time.sleep(LOOK_EVERY)
+        for job, outcome in jobs.wait(LOOK_EVERY):
+            board.give_back(job)
+            observer.ended(outcome)
 
 
 def _outcome(job: Job, event: Event) -> Outcome:

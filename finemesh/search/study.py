@@ -16,6 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from finemesh.errors import InputError
 from finemesh.run import RunFolder, full_disk
+from finemesh.search.board import Board
 from finemesh.search.budget import SAVED_EVERY, Budget, Clock
 from finemesh.search.database import gone, wait_for
 from finemesh.search.executors.base import Executor
@@ -40,7 +41,7 @@ def run_search(
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     observer = observer or Nobody()
-    jobs, spare = Jobs(executor, observer), copy.deepcopy(sampler) if storage else sampler
+    jobs, spare = Jobs(executor, observer, Board(run)), copy.deepcopy(sampler) if storage else sampler
     observer.phase("search", budget.trials)
     while True:
         try:

@@ -39,14 +39,14 @@ def tested(executor: Executor, run: RunFolder, folders: Mapping[str, Sequence[Pa
 
 def answered(executor: Executor, folder: Path, rows: int) -> list[dict[str, str]]:
     """The first test prompts with the answers of the untuned model and of the run; none where that fails."""
-    executor.submit("answer", {"folder": str(folder), "rows": rows})
+    executor.submit("answer", {"folder": str(folder.absolute()), "rows": rows})
     [(_, reply)] = _replies(executor, 1)
     return reply.get("answers", [])
 
 
 def _arguments(folder: Path, run: RunFolder) -> dict[str, Any]:
     outcome = None if folder == run.untuned else read_outcome(folder)
-    return {"method": outcome and outcome.method, "folder": outcome and str(folder), "split": "test"}
+    return {"method": outcome and outcome.method, "folder": outcome and str(folder.absolute()), "split": "test"}
 
 
 def _kept(folder: Path) -> dict[str, Any] | None:

@@ -6,11 +6,12 @@ As a script it is a command that can be killed: `python fake_search.py FOLDER '{
 import functools
 import hashlib
 import json
+import os
 import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ from optuna.trial import FrozenTrial
 
 from finemesh.hyperparameter import choice, integer, real
 from finemesh.run import RunFolder
+from finemesh.search.board import Board
 from finemesh.search.budget import Budget
-from finemesh.search.executors import LocalExecutor
+from finemesh.search.executors import Executor, LocalExecutor
 from finemesh.search.finish import finish
+from finemesh.search.jobs import run_posted
 from finemesh.search.space import Space
 from finemesh.search.study import run_search
 from finemesh.trial import Job, Outcome
@@ -109,13 +112,19 @@ def executor(folder: Path, workers: int = 1, **script: Any) -> LocalExecutor:
 
 def search(folder: Path, trials: int, *, workers: int = 1, space: Space = SPACE, sampler: BaseSampler | None = None,
            hours: float | None = None, steps: int = 2, observer: Any = None, finishing: bool = False,
-           script: Mapping[str, Any] | None = None, **options: Any) -> list[Outcome]:
+           script: Mapping[str, Any] | None = None, workplace: Executor | None = None, here: int | None = None,
+           **options: Any) -> list[Outcome]:
     run = RunFolder(folder)
     run.path.mkdir(parents=True, exist_ok=True)
     if not run.study.exists():
         shutil.copy(empty_store(), run.study)
-    observer = observer or Watcher()
-    with run.locked(), executor(folder / "fake", workers, **(script or {})) as workplace:
+    observer, here = observer or Watcher(), here or workers
+
+    def meanwhile(free: Callable[[], bool]) -> None:
+        with executor(folder / f"fake-{os.getpid()}", here, **(script or {})) as workplace:
+            run_posted(Board(run), workplace, observer, free)
+
+    with run.locked(meanwhile), workplace or executor(folder / "fake", here, **(script or {})) as workplace:
         outcomes = run_search(space, sampler or Watching(0), Budget(trials, hours), workplace, run, seed=0, steps=steps,
                               workers=workers, observer=observer, **options)
         if finishing:

@@ -1,4 +1,7 @@
-"""What an executor is: it runs requests in worker processes and says what became of them."""
+"""What an executor is: it runs requests in worker processes and says what became of them.
+
+A worker is such a process, on this machine or on another one: what an executor knows of it.
+"""
 
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -22,7 +25,9 @@ class WorkerError(RuntimeError):
 
 
 class Executor(Protocol):
-    """A context manager; its end ends the workers, whatever they are doing."""
+    """A context manager; its end ends the workers, whatever they are doing. `workers`: requests at a time."""
+
+    workers: int
 
     def submit(self, kind: str, arguments: dict[str, Any]) -> int:
         """The request's id. It waits its turn where all workers are busy."""
@@ -36,3 +41,28 @@ class Executor(Protocol):
     def close(self) -> None: ...
     def __enter__(self) -> "Executor": ...
     def __exit__(self, *exception: object) -> None: ...
+
+
+class Worker(Protocol):
+    """It puts (itself, message) into the executor's inbox for each JSON document that it says, (itself, None) at its end.
+
+    `lost`: it ended with its machine, which is not the fault of what it was doing.
+    """
+
+    ready: bool
+    lost: bool
+
+    def send(self, document: dict[str, Any]) -> None: ...
+    def touch(self) -> None: ...
+    def silence(self) -> float:
+        """Seconds since it last said something or used the processor."""
+
+    def kill(self, reason: str) -> None: ...
+    def end(self, patience: float) -> None:
+        """It should end; killed if it has not after `patience` seconds."""
+
+    def out_of_memory(self) -> bool:
+        """Whether that is what it died of. After the end only."""
+
+    def obituary(self) -> str:
+        """How it ended. After the end only."""

@@ -17,6 +17,8 @@ from typing import Any
 
 import psutil
 
+from finemesh.search.executors.base import Worker
+
 
 class WorkerProcess:
     """`inbox` receives (this worker, message) for each line, and (this worker, None) once it has ended.
@@ -25,9 +27,9 @@ class WorkerProcess:
     """
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path,
-                 inbox: "Queue[tuple[WorkerProcess, dict[str, Any] | None]]") -> None:
+                 inbox: "Queue[tuple[Worker, dict[str, Any] | None]]") -> None:
         self._inbox, self._log = inbox, log
-        self.ready = False
+        self.ready = self.lost = False
         self.died_of = ""
         self._kills_before = out_of_memory_kills()
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -42,7 +44,7 @@ class WorkerProcess:
     def pid(self) -> int:
         return self._process.pid
 
-    def send(self, document: Mapping[str, Any]) -> None:
+    def send(self, document: dict[str, Any]) -> None:
         """Nothing is raised where the process has just died: the inbox says so."""
         assert self._process.stdin is not None
         self._log_start, self._kills_before = self._log.stat().st_size, out_of_memory_kills()

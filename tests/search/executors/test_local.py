@@ -132,7 +132,7 @@ def test_workers_that_cannot_start_end_it(fake: SimpleNamespace, tmp_path: Path)
 
 def test_a_worker_that_does_nothing_counts_as_dead(fake: SimpleNamespace, tmp_path: Path,
                                                    monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("finemesh.search.executors.local.POLL", 0.05)
+    monkeypatch.setattr("finemesh.search.executors.pool.POLL", 0.05)
     with fake.executor(tmp_path, hang=[0]) as executor:
         executor._patience = 0.5
         executor.submit("tune", job(tmp_path))

@@ -1,0 +1,108 @@
+"""Several processes on one run: every trial runs once, whichever runs it, and whoever is killed."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+
+from finemesh.run import RunFolder
+from finemesh.search import jobs as in_flight
+from finemesh.search.board import Board
+from finemesh.trial import Job
+
+OPTIONS = {"trials": 6, "workers": 2, "here": 1, "steps": 8, "finishing": True}
+
+
+def start(fake: SimpleNamespace, folder: Path, **script: Any) -> subprocess.Popen[bytes]:
+    """A process that shares the run in this folder and runs one trial at a time."""
+    code = ("import json, pathlib, runpy, sys, finemesh.search.jobs\nfinemesh.search.jobs.LOOK_EVERY = 0.02\n"
+            "runpy.run_path(sys.argv[1])['search'](pathlib.Path(sys.argv[2]), **json.loads(sys.argv[3]))")
+    return subprocess.Popen([sys.executable, "-c", code, fake.__file__, str(folder), json.dumps(OPTIONS | {"script": script})],
+                            env={"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"})
+
+
+@pytest.fixture(scope="module")
+def whole(fake: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    folder = tmp_path_factory.mktemp("whole")
+    outcomes = fake.search(folder, **OPTIONS | {"here": 2})
+    return SimpleNamespace(points=fake.points(outcomes), finish=RunFolder(folder).finish())
+
+
+def steps(folder: Path) -> list[list[int]]:
+    return [[int(step) for step in path.read_text().split()] for path in sorted(folder.glob("*/*/steps.log"))]
+
+
+def wait_for(happened: Any) -> None:
+    deadline = time.monotonic() + 30
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_two_processes_share_the_trials_and_none_runs_twice(fake: SimpleNamespace, tmp_path: Path, whole: SimpleNamespace,
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(in_flight, "LOOK_EVERY", 0.02)
+    script = {"until": {"0": 1}, "die": {"2": 1, "3": 1}}  # trial 0 goes on when trial 1 has begun, in the other process
+    first = start(fake, tmp_path, **script)
+    wait_for((tmp_path / "trials/0000").exists)
+    watcher = fake.Watcher()
+    outcomes = fake.search(tmp_path, **OPTIONS, script=script, observer=watcher)
+    assert first.wait(30) == 0
+    assert fake.points(outcomes) == whole.points
+    assert RunFolder(tmp_path).finish() == whole.finish
+    assert [path.name for path in tmp_path.glob("fake-*")] == [f"fake-{os.getpid()}"]
+    ran_here = {(job.folder.parent.name, job.folder.name) for job in watcher.jobs}
+    assert ("trials", "0001") in ran_here
+    assert len(ran_here) == len(watcher.jobs) < len(steps(tmp_path))
+    assert all(log in ([*range(8)], [*range(5), *range(4, 8)]) for log in steps(tmp_path))  # once, or on after a death
+    assert list(RunFolder(tmp_path).jobs.iterdir()) == []
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_whoever_is_killed_the_other_one_ends_the_search(fake: SimpleNamespace, tmp_path: Path, whole: SimpleNamespace,
+                                                         victim: int) -> None:
+    """Process 0 asks; process 1 runs what waits, and asks when process 0 is dead."""
+    script = {"seconds": 0.01, "until": {"0": 1}}
+    processes = [start(fake, tmp_path, **script)]
+    wait_for((tmp_path / "trials/0000").exists)
+    processes.append(start(fake, tmp_path, **script))
+    wait_for((tmp_path / "trials/0001/steps.log").exists)
+    workers = psutil.Process(processes[victim].pid).children()
+    processes[victim].kill()
+    processes[victim].wait(30)
+    assert processes[1 - victim].wait(30) == 0
+    psutil.wait_procs(workers, timeout=30)
+    assert fake.points(RunFolder(tmp_path).outcomes()) == whole.points
+    assert RunFolder(tmp_path).finish() == whole.finish
+
+
+def test_a_job_is_taken_once_and_free_again(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    job = Job(7, "lora", {"rank": 8}, 0, 20, run.trial(7))
+    one, other = Board(run), Board(RunFolder(tmp_path))
+    one.post(job)
+    assert other.posted() == [job]
+    assert one.take(job)
+    assert one.take(job)
+    assert not other.take(job)
+    one.give_back(job)
+    assert other.take(job)
+    other.remove(job)
+    assert one.posted() == []
+    assert list(run.jobs.iterdir()) == []
+
+
+def test_a_run_folder_may_have_other_names_elsewhere(tmp_path: Path) -> None:
+    here = RunFolder(tmp_path / "here")
+    here.path.mkdir()
+    Board(here).post(Job(7, "lora", {"rank": 8}, 0, 20, here.repeat(7, 2)))
+    (tmp_path / "there").symlink_to(here.path)
+    there = RunFolder(tmp_path / "there")
+    assert [job.folder for job in Board(there).posted()] == [there.repeat(7, 2)]
