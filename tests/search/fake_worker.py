@@ -84,7 +84,8 @@ def tune(job: Job, script: dict[str, Any], request: int) -> Outcome:
     if job.number in script.get("full", []):
         outcome = replace(outcome, state="failed", error="OSError: [Errno 28] No space left on device: 'adapter'")
     slowness = 10 if job.number in script.get("slow", []) else 1
-    give_up, awaited = time.monotonic() + 10, script.get("until", {}).get(str(job.number))
+    awaited = script.get("until", {}).get(str(job.number)) if job.folder.parent.name == "trials" else None
+    give_up = time.monotonic() + 10
     while awaited and time.monotonic() < give_up and not (job.folder.parent / f"{awaited:04d}").exists():
         time.sleep(0.005)
     for step in range(start, job.steps):
