@@ -7,9 +7,9 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +17,11 @@ import torch
 
 from finemesh.config import Config, load_config
 from finemesh.errors import InputError, nearest
-from finemesh.preparation import (
-    Study,
-    prepare,
-    prepared_task,
-    read_data,
-    read_summary,
-    refuse_point,
-    searched_space,
-    whole_space,
-)
-from finemesh.results.card import write_card
-from finemesh.results.probe import write_probe
+from finemesh.handover import hand_over
+from finemesh.preparation import Study, prepare, prepared_task, read_data, refuse_point, searched_space, whole_space
 from finemesh.results.report import write_report
 from finemesh.results.summary import status as read_status
-from finemesh.run import RunFolder, full_disk
+from finemesh.run import RunFolder
 from finemesh.search import database
 from finemesh.search.board import Board
 from finemesh.search.budget import Budget
@@ -42,12 +32,9 @@ from finemesh.search.observer import Nobody, Observer
 from finemesh.search.samplers import OPTIMIZERS
 from finemesh.search.study import run_search
 from finemesh.trial import Job, Outcome, read_outcome, write_json
-from finemesh.tuning.data.batches import encode_all
 from finemesh.tuning.environment import worker_environment
-from finemesh.tuning.landscape.measurement import Extent, Subject, measure
 from finemesh.tuning.methods import METHODS, describe
-from finemesh.tuning.methods.prompting import Prompting
-from finemesh.tuning.models import find_model, load_tokenizer, quieten
+from finemesh.tuning.models import find_model, quieten
 from finemesh.tuning.predictions import predictions
 from finemesh.tuning.task import Task
 
@@ -107,7 +94,7 @@ def tune(config: Config, method: str, settings: Mapping[str, Any], steps: int | 
 
 def tune_again(folder: Path, number: int, observer: Observer | None = None) -> Outcome:
     """Trial `number` of a run once more, into again/ beside its trials: it should give the same numbers."""
-    run = _existing(folder)
+    run = RunFolder.existing(folder)
     former = read_outcome(run.trial(number))
     if former is None:
         numbers = [outcome.number for outcome in run.outcomes()]
@@ -121,8 +108,8 @@ def tune_again(folder: Path, number: int, observer: Observer | None = None) -> O
 
 def predict(folder: Path, data: str) -> Iterator[str]:
     """The winner's answers or labels for the rows of a file, in their order."""
-    run = _existing(folder)
-    best = read_best(run)
+    run = RunFolder.existing(folder)
+    best = run.winner()
     if best is None:
         raise InputError(f"{folder} has no winner yet: {run.best} is written when its search ends")
     config = load_config(run.config)
@@ -165,119 +152,19 @@ def check(config: Config) -> dict[str, Any]:
             "warnings": warnings}
 
 
-def probe(config: Config, *, run: Path | None = None, out: str | None = None, counts: Mapping[str, int] | None = None,
-          say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
-    """Gradient concentration and loss landscape on the config's training rows; with `run` also of what it tuned.
-
-    `counts` changes how many batches, directions and points are measured. Writes probe.json and probe.html into `out`.
-    """
-    quieten()
-    extent = Extent(**(counts or {}))
-    folder, source = Path(out or f"{config.out}-probe"), find_model(config.model)
-    splits = read_data(config, source)
-    tokenizer = load_tokenizer(source)
-    pairs, _ = encode_all(splits.train, tokenizer, config.data.max_length, splits.task, labels=splits.labels, name="data.train")
-    subject = Subject(source, splits.task, splits.labels, [row for _, row in pairs], config.search.batch_size,
-                      int(tokenizer.pad_token_id), config.search.seed)
-    tuned = _tuned_by(run, source.public_name, splits.labels) if run is not None else None
-    with full_disk(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        about = {"model": source.public_name, "task": splits.task, "data": config.data.train, "batch_size": subject.batch_size,
-                 "max_length": config.data.max_length, "seed": subject.seed, **asdict(extent),
-                 "tuned": {"method": tuned[0], "run": str(run)} if tuned else None}
-        document = about | measure(subject, extent, tuned, say)
-        write_json(folder / "probe.json", document)
-        page = write_probe(folder, document)
-    return document | {"files": [str(folder / "probe.json"), str(page)]}
-
-
-def _tuned_by(run: Path, model: str, labels: Sequence[str]) -> tuple[str, Path]:
-    """The method and the adapter of a run's winner, or of the best of its trials that is kept."""
-    folder = _existing(run)
-    best = read_best(folder)
-    kept = [o for o in folder.outcomes() if o.validation_loss is not None and (folder.trial(o.number) / "adapter").exists()]
-    if best is None and not kept:
-        raise InputError(f"--run: {run} holds no tuned model: it has no best/ and keeps no adapter of a trial")
-    task = Task.read(folder.task)
-    if (task.source.public_name, tuple(task.labels)) != (model, tuple(labels)):
-        raise InputError(f"--run: {run} tuned {task.source.public_name}{_labels(task.labels)}, the config names "
-                         f"{model}{_labels(labels)}: give a run of this config")
-    winner = min(kept, key=lambda o: o.validation_loss or 0.0) if best is None else None
-    method = winner.method if winner else best["method"] if best else ""
-    if not METHODS[method].mergeable:
-        raise InputError(f"--run: {run} was tuned by {method}, which leaves the weights as they are, so the landscape of "
-                         f"the weights is the same; give a run of {', '.join(n for n, m in METHODS.items() if m.mergeable)}")
-    return method, folder.trial(winner.number) / "adapter" if winner else folder.best
-
-
-def _labels(labels: Sequence[str]) -> str:
-    return f" for the labels {', '.join(labels)}" if labels else ""
-
-
 def status(folder: Path) -> dict[str, Any]:
     """state, trials, best, test, seconds."""
-    return read_status(_existing(folder).path)
+    return read_status(RunFolder.existing(folder).path)
 
 
 def report(folder: Path) -> Path:
     """Writes report.html; its path."""
-    return write_report(_existing(folder).path)
+    return write_report(RunFolder.existing(folder).path)
 
 
 def methods() -> list[dict[str, Any]]:
     """The METHODS table."""
     return [describe(method) for method in METHODS.values()]
-
-
-def hand_over(run: RunFolder, config: Config) -> None:
-    """best/: the winner's adapter, the tokenizer and the model card; then the report."""
-    found = run.finish()
-    assert found is not None
-    winner, task = found["winner"], Task.read(run.task)
-    draft = run.path / ".best"
-    if run.best.exists() and read_best(run) == _identity(winner):
-        write_report(run.path)
-        return
-    with full_disk(run.path):
-        shutil.rmtree(draft, ignore_errors=True)
-        shutil.copytree(run.path / winner["folder"] / "adapter", draft)
-        load_tokenizer(task.source).save_pretrained(draft)
-        write_json(draft / "finemesh.json", _identity(winner))
-        write_card(draft, _card(run, config, task, found))
-        shutil.rmtree(run.best, ignore_errors=True)
-        draft.replace(run.best)
-        for outcome_folder in [*run.path.glob("repeats/*"), *run.path.glob("reference/*")]:
-            run.lighten(outcome_folder)
-        write_report(run.path)
-
-
-def read_best(run: RunFolder) -> dict[str, Any] | None:
-    """Which run best/ was handed over from."""
-    file = run.best / "finemesh.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
-
-
-def _identity(winner: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: winner[name] for name in ("method", "hyperparameters", "folder", "seeds", "loss")}
-
-
-def _card(run: RunFolder, config: Config, task: Task, found: Mapping[str, Any]) -> dict[str, Any]:
-    method = METHODS[found["winner"]["method"]]
-    machine = json.loads(run.machine.read_text(encoding="utf-8"))
-    peft_type = _peft_type(run.path / found["winner"]["folder"] / "adapter") if method.trains else None
-    return {"name": run.path.name, "base_model": task.source.public_name, "task": task.task, "labels": list(task.labels),
-            "method": describe(method), "peft_type": peft_type, "prompted": isinstance(method, Prompting), "finish": found,
-            "data": read_summary(run), "source": config.data.source, "versions": machine["versions"], "machine": machine,
-            "steps": task.steps, "batch_size": task.batch_size, "max_length": task.max_length,
-            "optimizer": config.search.optimizer, "trials": len(run.outcomes())}
-
-
-def _peft_type(adapter: Path) -> str | None:
-    """None: it is a transformers folder; "finemesh": a form of the method's own."""
-    file = adapter / "adapter_config.json"
-    if file.exists():
-        return str(json.loads(file.read_text(encoding="utf-8"))["peft_type"])
-    return None if (adapter / "config.json").exists() else "finemesh"
 
 
 def _one(run: RunFolder, task: Task, config: Config, job: Job, observer: Observer | None) -> Outcome:
@@ -358,13 +245,6 @@ def _workers(run: RunFolder, task: Task, config: Config, count: int, logs: Path 
 
 def _process_name() -> str:
     return f"{socket.gethostname()}-{os.getpid()}"
-
-
-def _existing(folder: Path) -> RunFolder:
-    run = RunFolder(folder)
-    if not run.config.exists():
-        raise InputError(f"{folder} is not the folder of a run (it holds no config.yaml); finemesh search writes one")
-    return run
 
 
 def _ranges(numbers: list[int]) -> str:

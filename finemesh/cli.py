@@ -199,10 +199,10 @@ def probe(
         from finemesh.results.probe import print_probe
 
         settings = load_config(config, {"out": out})
-        from finemesh import api
+        from finemesh import probing
 
-        document = api.probe(settings, run=run, out=out, counts=given,
-                             say=lambda text: print(f"Measuring {text} ...", flush=True))
+        document = probing.probe(settings, run=run, out=out, counts=given,
+                                 say=lambda text: print(f"Measuring {text} ...", flush=True))
         output.show(document, print_probe)
 
 

@@ -42,6 +42,14 @@ class RunFolder:
         self.taken: dict[Path, FileLock] = {}  # by folder, the jobs that this process has taken
         self.study = self.path / "study.db"
 
+    @staticmethod
+    def existing(path: Path | str) -> "RunFolder":
+        """InputError where a search has not begun in it."""
+        run = RunFolder(path)
+        if not run.config.exists():
+            raise InputError(f"{path} is not the folder of a run (it holds no config.yaml); finemesh search writes one")
+        return run
+
     def study_name(self, storage: str | None) -> str:
         """In a database that other studies may share, the folder's first name and what tells it from others so named."""
         if storage is None:
@@ -103,6 +111,11 @@ class RunFolder:
     def unfinish(self) -> None:
         """More trials are run: what was the finish is none any more."""
         (self.path / "finish.json").unlink(missing_ok=True)
+
+    def winner(self) -> dict[str, Any] | None:
+        """Which run best/ was handed over from: method, hyperparameters, folder, seeds and loss."""
+        file = self.best / "finemesh.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
     def clock(self) -> dict[str, float]:
         """`seconds` spent by the command so far, and of these the phases' (search, finish)."""

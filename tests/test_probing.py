@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from finemesh import api
+from finemesh import probing
 from finemesh.cli import main
 from finemesh.config import Config, load_config
 from finemesh.errors import InputError
@@ -60,7 +60,7 @@ def tuned_run(places: Path, method: str) -> Path:
 
 @pytest.mark.parametrize(("model", "data"), [("causal", "pairs"), ("encoder", "labels")])
 def test_what_is_written(places: Path, tmp_path: Path, model: str, data: str) -> None:
-    document = api.probe(config(places, model, data), out=str(tmp_path / "out"), counts=FEW)
+    document = probing.probe(config(places, model, data), out=str(tmp_path / "out"), counts=FEW)
     written = json.loads((tmp_path / "out" / "probe.json").read_text())
     assert written == {name: value for name, value in document.items() if name != "files"}
     for kind in ("pretrained", "random"):
@@ -83,19 +83,19 @@ def test_what_is_written(places: Path, tmp_path: Path, model: str, data: str) ->
 
 def test_a_run_is_measured_with_its_adapter(places: Path, tmp_path: Path) -> None:
     run = tuned_run(places, "lora")
-    plain = api.probe(config(places), run=run, out=str(tmp_path / "out"), counts=FEW)["flatness"]
+    plain = probing.probe(config(places), run=run, out=str(tmp_path / "out"), counts=FEW)["flatness"]
     assert plain["tuned"]["loss"]["mean"] != pytest.approx(plain["pretrained"]["loss"]["mean"], abs=1e-3)
 
 
 def test_runs_that_cannot_be_measured(places: Path, tmp_path: Path) -> None:
     prompt = tuned_run(places, "prompt")
     with pytest.raises(InputError, match=r"tuned by prompt, which leaves the weights as they are.*lora"):
-        api.probe(config(places), run=prompt, out=str(tmp_path / "out"))
+        probing.probe(config(places), run=prompt, out=str(tmp_path / "out"))
     with pytest.raises(InputError, match="is not the folder of a run"):
-        api.probe(config(places), run=tmp_path, out=str(tmp_path / "out"))
+        probing.probe(config(places), run=tmp_path, out=str(tmp_path / "out"))
     lora = tuned_run(places, "lora")
     with pytest.raises(InputError, match=r"tuned causal, the config names encoder for the labels no, yes"):
-        api.probe(config(places, "encoder", "labels"), run=lora, out=str(tmp_path / "out"))
+        probing.probe(config(places, "encoder", "labels"), run=lora, out=str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
