@@ -18,7 +18,16 @@ import torch
 from finemesh.config import Config, load_config
 from finemesh.errors import InputError, nearest
 from finemesh.handover import hand_over
-from finemesh.preparation import Study, prepare, prepared_task, read_data, refuse_point, searched_space, whole_space
+from finemesh.preparation import (
+    Study,
+    prepare,
+    prepared_task,
+    read_asked,
+    read_data,
+    refuse_point,
+    searched_space,
+    whole_space,
+)
 from finemesh.results.report import write_report
 from finemesh.results.summary import status as read_status
 from finemesh.run import RunFolder
@@ -78,7 +87,7 @@ def tune(config: Config, method: str, settings: Mapping[str, Any], steps: int | 
     """One run; what `settings` leaves out is the method's reference. The same again is read, not run."""
     if method not in METHODS:
         raise InputError(f"--method: there is no method {method!r}.{nearest(method, METHODS)}")
-    config = config.model_copy(update={"methods": [method], "out": out or f"{config.out}-{method}"})
+    config = config.with_option("methods", [method], "--method").model_copy(update={"out": out or f"{config.out}-{method}"})
     run = RunFolder(config.out)
     point = whole_space().point(method, settings, METHODS[method].reference)
     with _begun(run, config):
@@ -106,14 +115,15 @@ def tune_again(folder: Path, number: int, observer: Observer | None = None) -> O
         return _one(run, Task.read(run.task), load_config(run.config), job, observer)
 
 
-def predict(folder: Path, data: str) -> Iterator[str]:
-    """The winner's answers or labels for the rows of a file, in their order."""
+def predict(folder: Path, data: str, task: str | None = None) -> Iterator[str]:
+    """The winner's answers or labels for the rows of a file, in their order; `task` is the one of data.tasks that asks them."""
     run = RunFolder.existing(folder)
     best = run.winner()
     if best is None:
         raise InputError(f"{folder} has no winner yet: {run.best} is written when its search ends")
-    config = load_config(run.config)
-    yield from predictions(Task.read(run.task), best["method"], best["hyperparameters"], run.best, data, config.data.columns)
+    loaded = Task.read(run.task)
+    questions = read_asked(load_config(run.config), data, loaded.task, task)
+    yield from predictions(loaded, best["method"], best["hyperparameters"], run.best, questions)
 
 
 def check(config: Config) -> dict[str, Any]:

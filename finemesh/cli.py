@@ -128,13 +128,14 @@ def tune(
 @app.command()
 def predict(
     run: Run, data: Annotated[str, _option("--data", "FILE", "the rows to answer or label")],
+    task: Annotated[str | None, _option("--task", "NAME", "of data.tasks: its first template asks")] = None,
     as_json: Json = False, debug: Debug = False,
 ) -> None:
     """Answers or labels of the winner, a line a row (line breaks in an answer are written as \\n)."""
     with _output(as_json) as output:
         from finemesh import api
 
-        answers = api.predict(run, data)
+        answers = api.predict(run, data, task)
         if as_json:
             output.show(list(answers))
             return

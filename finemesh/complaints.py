@@ -28,17 +28,18 @@ _WANTED = {
 
 @dataclass(frozen=True)
 class Source:
-    """Where a config's values come from: the file, and the options that win over it (by the field's dotted name)."""
+    """Where a config's values come from: the file, and the options that win over it (dotted name of the field to --name)."""
 
     path: Path
     document: Document
-    options: Mapping[str, Any]
+    options: Mapping[str, str]
 
     def error(self, field: FieldPath, message: str) -> InputError:
-        option = ".".join(map(str, field))
-        if option in self.options:
-            return InputError(f"--{field[-1]}: {message}")
-        return InputError(f"{option}: {message}", file=self.path, line=self.document.line(field))
+        dotted = ".".join(map(str, field))
+        option = next((self.options[name] for name in (dotted, str(field[0])) if name in self.options), None)
+        if option:
+            return InputError(f"{option}: {message}")
+        return InputError(f"{dotted}: {message}", file=self.path, line=self.document.line(field))
 
 
 def invalid(error: ValidationError, model: type[BaseModel], source: Source) -> InputError:

@@ -4,16 +4,17 @@ A path in a config that does not exist from the current directory is looked for 
 data set that is neither is a hub name. Overrides (the options of a command) win over the file.
 """
 
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, field_serializer, field_validator
+from pydantic import Field, PrivateAttr, ValidationError, field_serializer, field_validator
 
 from finemesh.complaints import Source, invalid
 from finemesh.data_config import DataConfig, Section
-from finemesh.errors import InputError, nearest
+from finemesh.errors import FieldError, InputError, nearest
 from finemesh.trial import Outcome
 from finemesh.yaml_lines import read_yaml, write_yaml
 
@@ -74,6 +75,7 @@ class Config(Section):
     ray: RayConfig = RayConfig()
     storage: str = "sqlite"
     out: str = Field(min_length=1)
+    _source: Source | None = PrivateAttr(default=None)
 
     @field_validator("methods", mode="before")
     @classmethod
@@ -113,6 +115,21 @@ class Config(Section):
         """By method, what is fixed or narrowed of its hyperparameters; None: every method that fits the task."""
         return {name: {} for name in self.methods} if isinstance(self.methods, list) else self.methods
 
+    def with_option(self, field: str, value: Any, option: str) -> "Config":
+        """With a field as a command's option gives it."""
+        changed = self.model_copy(update={field: value})
+        if self._source:
+            changed._source = replace(self._source, options={**self._source.options, field: option})
+        return changed
+
+    @contextmanager
+    def placed(self) -> Iterator[None]:
+        """A FieldError within is said with the file and the line where the field stands, or with the option."""
+        try:
+            yield
+        except FieldError as error:
+            raise (self._source.error(error.field, error.message) if self._source else error) from None
+
     def to_yaml(self) -> str:
         """A config file that loads as this very Config (but for a password in `storage`)."""
         return write_yaml(self.model_dump(exclude_none=True))
@@ -131,7 +148,7 @@ def load_config(path: Path | str, overrides: Mapping[str, Any] | None = None) ->
     _refuse_other_files(path)
     document = read_yaml(path)
     options = {name: value for name, value in (overrides or {}).items() if value is not None}
-    source = Source(path, document, options)
+    source = Source(path, document, {name: f"--{name.rpartition('.')[2]}" for name in options})
     if document.values is None:
         raise InputError("is empty, but model and data.train are needed: finemesh init DATA writes a config", file=path)
     if not isinstance(document.values, dict):
@@ -145,6 +162,7 @@ def load_config(path: Path | str, overrides: Mapping[str, Any] | None = None) ->
                            f"{config.task}: leave the field out, or give data.train in place of data.tasks")
     if config.executor != "ray" and config.ray != RayConfig():
         raise source.error(("ray",), "is for `executor: ray`: add that field, or leave this section out")
+    config._source = source
     _check_plugins(config, source)
     _check_out(config, source)
     return _with_found_paths(config, path.parent)

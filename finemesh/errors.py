@@ -13,6 +13,14 @@ class InputError(Exception):
         super().__init__(place + message)
 
 
+class FieldError(InputError):
+    """A field of the config is wrong in a way that shows only when it is used; Config.placed adds the file and the line."""
+
+    def __init__(self, message: str, *field: str | int) -> None:
+        super().__init__(f"{'.'.join(map(str, field))}: {message}")
+        self.message, self.field = message, field
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """' Did you mean lora?' where a known name is near, and the known names."""
     names = sorted(known)

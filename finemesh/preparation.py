@@ -5,24 +5,27 @@ precision, threads) is read back from the run folder when the study goes on.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from finemesh.config import Config
-from finemesh.errors import InputError, nearest
+from finemesh.data_config import DataConfig
+from finemesh.errors import FieldError, InputError, nearest
 from finemesh.run import RunFolder, full_disk
 from finemesh.search.space import Space
 from finemesh.trial import write_json
 from finemesh.tuning.data.batches import encode_all
+from finemesh.tuning.data.examples import Example
 from finemesh.tuning.data.instructions import Template
 from finemesh.tuning.data.mixture import TaskSource, load_tasks
+from finemesh.tuning.data.questions import put_questions, read_instructions, read_questions
 from finemesh.tuning.data.split import NAMES, Splits, load, read_splits
 from finemesh.tuning.machine import describe_machine, usable_cores
 from finemesh.tuning.methods import METHODS, Context
-from finemesh.tuning.models import ModelSource, context_length, find_model, load_skeleton, load_tokenizer, quieten
+from finemesh.tuning.models import ModelSource, TaskName, context_length, find_model, load_skeleton, load_tokenizer, quieten
 from finemesh.tuning.precision import measure_precision
 from finemesh.tuning.task import Task
 
@@ -45,22 +48,37 @@ def load_data(config: Config) -> Splits:
     if not data.tasks:
         assert data.train is not None
         return load(data.train, data.validation, data.test, columns=data.columns, task=config.task)
-    tasks = {name: TaskSource(task.train, [Template.read(text) for text in task.templates], data.clusters[name], task.cap,
-                              task.columns, task.labels) for name, task in data.tasks.items()}
-    return load_tasks(tasks, data.held_out or (), float(data.validation), float(data.test))
+    return load_tasks(_tasks(data), data.held_out or (), float(data.validation), float(data.test))
+
+
+def read_asked(config: Config, data: str, task: TaskName, name: str | None) -> Sequence[Example]:
+    """The rows of a file as questions to the model of a run; with `name` as that one of data.tasks asks."""
+    tasks = _tasks(config.data)
+    if name is None:
+        return read_instructions(data, tasks) if tasks else read_questions(data, columns=config.data.columns, task=task)
+    if not tasks:
+        raise InputError(f"--task {name}: there are no data.tasks in this run, whose rows are taken as they are: leave it out")
+    if name not in tasks:
+        raise InputError(f"--task: there is no task {name} in this run.{nearest(name, tasks)}")
+    return put_questions(data, name, tasks[name])
+
+
+def _tasks(data: DataConfig) -> dict[str, TaskSource]:
+    return {name: TaskSource(task.train, [Template.read(text) for text in task.templates], data.clusters[name], task.cap,
+                             task.columns, task.labels) for name, task in (data.tasks or {}).items()}
 
 
 def read_data(config: Config, source: ModelSource) -> Splits:
     """The splits of the config's data, without rows that the model would not score. InputError if none is left."""
     data = config.data
-    splits = load_data(config)
-    tokenizer = load_tokenizer(source)
     kept: dict[str, Any] = {}
     dropped = 0
-    for name in NAMES:
-        rows, lost = encode_all(splits[name], tokenizer, data.max_length, splits.task, labels=splits.labels,
-                                name=f"data.{name}")
-        kept[name], dropped = tuple(example for example, _ in rows), dropped + lost
+    with config.placed():
+        splits = load_data(config)
+        tokenizer = load_tokenizer(source)
+        for name in NAMES:
+            rows, lost = encode_all(splits[name], tokenizer, data.max_length, splits.task, labels=splits.labels, name=name)
+            kept[name], dropped = tuple(example for example, _ in rows), dropped + lost
     notes = splits.notes
     if dropped:
         notes += (f"{dropped} rows have no scored token within data.max_length {data.max_length} and were left out",)
@@ -76,17 +94,16 @@ def searched_space(config: Config, splits: Splits, source: ModelSource) -> Space
     reasons = {name: fit.reason(name) for name in METHODS}
     fitting = [name for name, reason in reasons.items() if reason is None]
     wanted = config.spaces if config.spaces is not None else {name: {} for name in fitting}
-    for name in wanted:
-        if name not in METHODS:
-            raise InputError(f"methods: there is no method {name!r}.{nearest(name, METHODS)}")
-        if reasons[name]:
-            raise InputError(f"methods: {name} does not fit: {reasons[name]}. These do: {', '.join(fitting)}.")
     space = whole_space().narrowed(wanted)
-    for method, written in wanted.items():
-        for name in written:
-            for point in space.extremes(method, name):
-                if refusal := fit.refusal(method, point):
-                    raise InputError(f"methods.{method}.{name}: {point[name]} cannot be used here: {refusal}")
+    with config.placed():
+        for index, (method, written) in enumerate(wanted.items()):
+            if reasons[method]:
+                raise FieldError(f"{method} does not fit: {reasons[method]}. These do: {', '.join(fitting)}.",
+                                 "methods", index if isinstance(config.methods, list) else method)
+            for name in written:
+                for point in space.extremes(method, name):
+                    if refusal := fit.refusal(method, point):
+                        raise FieldError(f"{point[name]} cannot be used here: {refusal}", "methods", method, name)
     return space
 
 
@@ -107,7 +124,7 @@ class _Fit:
     def of(config: Config, splits: Splits, source: ModelSource) -> "_Fit":
         model, tokenizer = load_skeleton(source, splits.task, labels=splits.labels), load_tokenizer(source)
         length = config.data.max_length
-        pairs, _ = encode_all(splits.train[:LOOKED_AT], tokenizer, length, splits.task, labels=splits.labels, name="data.train")
+        pairs, _ = encode_all(splits.train[:LOOKED_AT], tokenizer, length, splits.task, labels=splits.labels)
         return _Fit(model, Context(splits.task, tokenizer, [example for example, _ in pairs], [row for _, row in pairs],
                                    length, context_length(model.config), config.search.seed))
 

@@ -29,7 +29,7 @@ def probe(config: Config, *, run: Path | None = None, out: str | None = None, co
     folder, source = Path(out or f"{config.out}-probe"), find_model(config.model)
     splits = read_data(config, source)
     tokenizer = load_tokenizer(source)
-    pairs, _ = encode_all(splits.train, tokenizer, config.data.max_length, splits.task, labels=splits.labels, name="data.train")
+    pairs, _ = encode_all(splits.train, tokenizer, config.data.max_length, splits.task, labels=splits.labels)
     subject = Subject(source, splits.task, splits.labels, [row for _, row in pairs], config.search.batch_size,
                       int(tokenizer.pad_token_id), config.search.seed)
     tuned = _tuned_by(run, source.public_name, splits.labels) if run is not None else None

@@ -103,6 +103,8 @@ def test_a_classifier_on_an_encoder(places, tmp_path):
     labels = list(api.predict(tmp_path / "run", str(tmp_path / "new.jsonl")))
     assert len(labels) == 2
     assert set(labels) <= set(tiny.LABELS)
+    with pytest.raises(InputError, match=r"^--task sst2: there are no data\.tasks in this run"):
+        list(api.predict(tmp_path / "run", str(tmp_path / "new.jsonl"), "sst2"))
 
 
 TASKS = """
@@ -150,6 +152,15 @@ def test_several_tasks_are_judged_on_those_that_were_held_out(places, tmp_path):
     assert "held, held: 100 validation" in (tmp_path / "run/report.html").read_text()
     (tmp_path / "questions.jsonl").write_text('{"prompt": "w23 w5"}\n')
     assert len(list(api.predict(tmp_path / "run", str(tmp_path / "questions.jsonl")))) == 1
+    new = str(tmp_path / "asked.jsonl")
+    Path(new).write_text('{"first": "w1", "rest": "w2 w3"}\n')
+    (tmp_path / "written.jsonl").write_text('{"prompt": "w20 w1 w2 w3"}\n')
+    said = list(api.predict(tmp_path / "run", new, "repeat"))
+    assert said == list(api.predict(tmp_path / "run", str(tmp_path / "written.jsonl")))
+    with pytest.raises(InputError, match=r"asked\.jsonl: .* are those of the tasks repeat, last, held, new: say so with"):
+        list(api.predict(tmp_path / "run", new))
+    with pytest.raises(InputError, match=r"^--task: there is no task repaet in this run\. Did you mean repeat\?"):
+        list(api.predict(tmp_path / "run", new, "repaet"))
 
 
 def test_a_prompt_that_trains_nothing_is_handed_over_and_answers_without_the_training_rows(places, tmp_path):

@@ -102,8 +102,8 @@ def test_tune_a_trial_again(folder: Path, fake: Fake, capsys: Captured) -> None:
 
 def test_predict_prints_a_line_a_row(folder: Path, fake: Fake, capsys: Captured) -> None:
     calls = fake(predict=iter(["yes", "first\nsecond"]))
-    assert main(["predict", "runs/mine", "--data", "new.jsonl"]) == 0
-    assert calls == [(Path("runs/mine"), "new.jsonl")]
+    assert main(["predict", "runs/mine", "--data", "new.jsonl", "--task", "sst2"]) == 0
+    assert calls == [(Path("runs/mine"), "new.jsonl", "sst2")]
     assert capsys.readouterr().out == "yes\nfirst\\nsecond\n"
     fake(predict=iter(["yes", "first\nsecond"]))
     assert main(["predict", "runs/mine", "--data", "new.jsonl", "--json"]) == 0

@@ -1,6 +1,6 @@
-"""What a saved adapter answers, or which label it gives, for rows of a file."""
+"""What a saved adapter answers, or which label it gives."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +9,7 @@ import torch
 from finemesh.errors import InputError
 from finemesh.tuning.blackbox import Blackbox
 from finemesh.tuning.data.batches import encode, question
-from finemesh.tuning.data.examples import Dialogue
-from finemesh.tuning.data.split import read_questions
+from finemesh.tuning.data.examples import Dialogue, Example
 from finemesh.tuning.evaluation.generation import answers
 from finemesh.tuning.evaluation.loss import predict_outputs
 from finemesh.tuning.methods import METHODS
@@ -20,11 +19,10 @@ from finemesh.tuning.task import Task
 ROWS_AT_A_TIME = 64
 
 
-def predictions(task: Task, method: str, hyperparameters: Mapping[str, Any], folder: Path, data: str,
-                columns: Mapping[str, str | int]) -> Iterator[str]:
-    """One answer (instruct), label (classify) or number (regress) a row, in the order of the rows."""
+def predictions(task: Task, method: str, hyperparameters: Mapping[str, Any], folder: Path,
+                examples: Sequence[Example]) -> Iterator[str]:
+    """One answer (instruct), label (classify) or number (regress) an example, in their order."""
     quieten()
-    examples = read_questions(data, columns=columns or None, task=task.task)
     box = Blackbox(task, look_only=True)
     plug, model = METHODS[method], box.exact_model
     tuned = plug.load(model, folder)

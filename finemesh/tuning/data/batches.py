@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedTokenizerBase
 
-from finemesh.errors import InputError
+from finemesh.errors import FieldError, InputError
 from finemesh.tuning.data.examples import Dialogue, Example, Labelled
 from finemesh.tuning.data.formats import Task
 from finemesh.tuning.data.templates import pieces
@@ -46,16 +46,16 @@ def encode(example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int
 
 
 def encode_all(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_length: int, task: Task, *,
-               labels: Sequence[str] = (), name: str = "data") -> tuple[list[tuple[Example, Encoded]], int]:
+               labels: Sequence[str] = (), name: str = "train") -> tuple[list[tuple[Example, Encoded]], int]:
     """The examples that have a scored token, with it, and the number of those that have none. InputError if all do."""
     rows = [(example, encode(example, tokenizer, max_length, task, labels=labels)) for example in examples]
     kept = [(example, row) for example, row in rows if row is not None]
     if not kept:
         prompts = [len(prompt_ids(example, tokenizer)) for example in examples if isinstance(example, Dialogue)]
         if not prompts:
-            raise InputError(f"{name}: no row is left with a token: every text is empty")
-        raise InputError(f"{name}: no row is left with a scored token: data.max_length is {max_length}, and the "
-                         f"shortest prompt alone has {min(prompts)} tokens; give a larger data.max_length")
+            raise InputError(f"no row of the {name} split is left with a token: every text is empty")
+        raise FieldError(f"{max_length} tokens leave no row of the {name} split with a scored one: the shortest prompt alone "
+                         f"has {min(prompts)}; give a larger number", "data", "max_length")
     return kept, len(rows) - len(kept)
 
 

@@ -211,11 +211,11 @@ def _match(format: Format, present: Sequence[str], wanted: Mapping[str, str],
     return matched, missing
 
 
-def usual_names(present: Sequence[str]) -> dict[str, str]:
+def usual_names(present: Sequence[str], *, answered: bool = True) -> dict[str, str]:
     """The column of each field of the formats that these columns make up: text is `sentence`, say."""
     found: dict[str, str] = {}
     for format in FORMATS.values():
-        matched, missing = _match(format, present, {})
+        matched, missing = _match(format, present, {}, answered)
         found |= {} if missing else {field: name for field, name in matched.items() if field not in found}
     return found
 

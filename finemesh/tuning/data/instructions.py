@@ -45,6 +45,10 @@ class Template:
     def answers(self) -> frozenset[str]:
         return frozenset(column for _, column in self.answer if column is not None)
 
+    def asked(self, values: Mapping[str, str]) -> str:
+        """The question with the text of its columns in it."""
+        return _filled(self.question, values)
+
 
 def _side(text: str) -> Side:
     found: list[tuple[str, str | None]] = []
@@ -95,5 +99,5 @@ class Item:
     def put(self, templates: Sequence[Template]) -> Dialogue:
         """By one of the templates, none of whose answers is blank."""
         template = templates[self.draw("template") % len(templates)]
-        question, answer = _filled(template.question, self.values), _filled(template.answer, self.values)
-        return Dialogue((Turn("user", question), Turn("assistant", answer)), self.place, self.task)
+        answer = _filled(template.answer, self.values)
+        return Dialogue((Turn("user", template.asked(self.values)), Turn("assistant", answer)), self.place, self.task)

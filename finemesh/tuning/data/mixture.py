@@ -7,7 +7,7 @@ and why, is in docs/decisions/006. A row's split, its template and whether the c
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from finemesh.errors import InputError, nearest
+from finemesh.errors import FieldError, InputError, nearest
 from finemesh.tuning.data.cells import Cells
 from finemesh.tuning.data.examples import Dialogue
 from finemesh.tuning.data.files import no_header, read_rows
@@ -38,6 +38,10 @@ class TaskSource:
         """Those that ask as the first one does."""
         return [template for template in self.templates if template.answers == self.templates[0].answers]
 
+    def rows(self) -> list[Row]:
+        """Without a header line where the task speaks of a column by its position."""
+        return read_rows(self.train, {**self.columns, **{column: column for column in self.named - set(self.columns)}})
+
 
 def load_tasks(tasks: Mapping[str, TaskSource], held_out: Sequence[str] = (), validation: float = 0.1,
                test: float = 0.1) -> Splits:
@@ -47,12 +51,14 @@ def load_tasks(tasks: Mapping[str, TaskSource], held_out: Sequence[str] = (), va
     for name, task in tasks.items():
         try:
             items[name], equal, blank = _read(name, task)
+        except FieldError as error:
+            raise FieldError(error.message, "data", "tasks", name, *error.field) from None
         except InputError as error:
-            raise InputError(f"data.tasks.{name}: {error}") from None
+            raise FieldError(str(error), "data", "tasks", name, "train") from None
         duplicates, dropped = duplicates + equal, dropped + blank
     clusters = {name: task.cluster for name, task in tasks.items()}
     parts, notes = _judged_zero_shot(items, tasks, held_out, validation, test) if held_out else \
-        (split(_capped(items, tasks), {"validation": validation, "test": test}, "data.tasks"), [])
+        (_shares(_capped(items, tasks), validation, test), [])
     made: dict[str, list[Dialogue]] = {}
     for name in NAMES:
         put = [item.put(tasks[item.task].templates if name == "train" else tasks[item.task].straight)
@@ -66,8 +72,8 @@ def load_tasks(tasks: Mapping[str, TaskSource], held_out: Sequence[str] = (), va
 
 def _read(name: str, task: TaskSource) -> tuple[list[Item], int, int]:
     """The distinct rows in the file's order; how many were equal to another one, and how many had no answer."""
-    rows = read_rows(task.train, {**task.columns, **{column: column for column in task.named - set(task.columns)}})
-    columns = _columns(task, rows)
+    rows = task.rows()
+    columns = columns_of(task, rows)
     answers = {template.answers for template in task.templates}
     found: dict[str, Item] = {}
     blank = 0
@@ -88,26 +94,27 @@ def _read(name: str, task: TaskSource) -> tuple[list[Item], int, int]:
     return list(found.values()), len(rows) - blank - len(found), blank
 
 
-def _columns(task: TaskSource, rows: Sequence[Row]) -> dict[str, str]:
+def columns_of(task: TaskSource, rows: Sequence[Row]) -> dict[str, str]:
     """The column of each name in the templates: as `columns` says, else one of that name, else the usual one for it."""
     present = list(dict.fromkeys(column for row in rows for column in row.fields))
     given = {name: str(column) for name, column in task.columns.items()}
-    known = usual_names(present) | {column: column for column in present} | given
+    answered = any(template.answers for template in task.templates)
+    known = usual_names(present, answered=answered) | {column: column for column in present} | given
     for name, column in given.items():
         if column not in present:
-            raise InputError(f"columns: there is no column {column!r} (for {name}) in {task.train}.{nearest(column, present)}")
-    for number, template in enumerate(task.templates, start=1):
+            raise FieldError(f"there is no column {column!r} in {task.train}.{nearest(column, present)}", "columns", name)
+    for number, template in enumerate(task.templates):
         for name in sorted(template.asks | template.answers):
             if name not in known:
                 mend = f" Note that {no_header(present)}" if is_data(present, task.train) else ""
-                raise InputError(f"templates: template {number} names {{{name}}}, which is no column of {task.train}."
-                                 f"{nearest(name, present)}{mend}")
+                raise FieldError(f"{{{name}}} is no column of {task.train}.{nearest(name, present)}{mend}", "templates", number)
     return {name: known[name] for name in task.named}
 
 
 def _word(value: str, labels: Mapping[str, str], row: Row) -> str:
     if value.strip() not in labels:
-        raise row.error(f"there is no word for the label {value.strip()!r} in labels; it has {', '.join(labels)}")
+        raise FieldError(f"there is no word for {value.strip()!r}, which {row.place} has; there are some for "
+                         f"{', '.join(labels)}", "labels")
     return labels[value.strip()]
 
 
@@ -115,6 +122,13 @@ def _capped(items: Mapping[str, Iterable[Item]], tasks: Mapping[str, TaskSource]
     """Of each task at most `cap` rows: those that rows added later are least likely to displace."""
     return [item for name, rows in items.items()
             for item in sorted(rows, key=lambda item: item.draw("cap"))[:tasks[name].cap]]
+
+
+def _shares(items: Sequence[Item], validation: float, test: float) -> dict[str, list[Item]]:
+    try:
+        return split(items, {"validation": validation, "test": test}, None)
+    except InputError as error:
+        raise FieldError(str(error), "data", "tasks") from None
 
 
 def _judged_zero_shot(items: Mapping[str, list[Item]], tasks: Mapping[str, TaskSource], held_out: Sequence[str],
@@ -131,16 +145,16 @@ def _judged_zero_shot(items: Mapping[str, list[Item]], tasks: Mapping[str, TaskS
     parts = {part: _capped(rows[part], tasks) for part in NAMES}
     if len(held_out) == 1:
         if len({item.key for item in parts["test"]}) < 2:
-            raise InputError(f"data.held_out: {held_out[0]} has rows of one question only, where validation and test need "
-                             "one each: give its tasks more rows, or hold out a second cluster")
+            raise FieldError(f"{held_out[0]} has rows of one question only, where validation and test need one each: give "
+                             "its tasks more rows, or hold out a second cluster", "data", "held_out")
         halves = split(parts["test"], {"test": test / (validation + test)})
         parts |= {"validation": halves["train"], "test": halves["test"]}
         notes.append(f"validation and test are different rows of one cluster, {held_out[0]}: the test's rows are new, but the "
                      "search chose by their task; with a second cluster in data.held_out the test's task is new too")
     empty = next((part for part in NAMES if not parts[part]), None)
     if empty:
-        raise InputError(f"data.held_out: no row is left for the {empty} split once those are taken out that a held-out task "
-                         "asks too: give the tasks of different clusters different texts")
+        raise FieldError(f"no row is left for the {empty} split once those are taken out that a held-out task asks too: give "
+                         "the tasks of different clusters different texts", "data", "held_out")
     return parts, notes
 
 

@@ -133,13 +133,6 @@ def load(train: str, validation: float | str = 0.1, test: float | str = 0.1, *,
                   source.recognised.sentence, labels, duplicates, dropped, tuple(remarks(parts, duplicates, dropped)))
 
 
-def read_questions(source: str, *, columns: Mapping[str, str | int] | None = None,
-                   task: Task | None = None) -> list[Example]:
-    """The rows of `source` in order, to be answered: they need no answers or labels. Nothing is left out."""
-    rows = read_rows(source, columns)
-    return recognise(rows, columns, task, answered=False).examples(rows)[0]
-
-
 def _read(name: str, columns: Mapping[str, str | int], task: Task | None) -> _Source:
     rows = read_rows(name, columns)
     recognised = recognise(rows, columns, task)
@@ -152,7 +145,7 @@ def _read(name: str, columns: Mapping[str, str | int], task: Task | None) -> _So
     return _Source(name, recognised, kept, len(examples) - len(kept), dropped)
 
 
-def split(examples: Sequence[K], shares: Mapping[str, float], source: str = "data.train") -> dict[str, list[K]]:
+def split(examples: Sequence[K], shares: Mapping[str, float], source: str | None = "data.train") -> dict[str, list[K]]:
     """train, and of validation and test those that have a share. Each gets at least one question, see the top."""
     for name, share in shares.items():
         if not 0 < share < 1:

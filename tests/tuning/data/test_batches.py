@@ -103,7 +103,7 @@ def test_rows_without_a_scored_token_are_counted_and_an_error_only_when_none_rem
     kept, dropped = encode_all([long, ONE, long], chat_tokenizer, 40, "instruct")
     assert [example for example, _ in kept] == [ONE]
     assert dropped == 2
-    with pytest.raises(InputError, match=r"train: no row is left .* data\.max_length is 40, .* has \d\d+ tokens"):
+    with pytest.raises(InputError, match=r"data\.max_length: 40 tokens leave no row of the train split .* has \d\d+;"):
         encode_all([long], chat_tokenizer, 40, "instruct", name="train")
     with pytest.raises(InputError, match="every text is empty"):
         encode_all([Labelled("", None, 1.0)], chat_tokenizer, 40, "regress")

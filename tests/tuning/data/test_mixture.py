@@ -114,7 +114,7 @@ def test_labels_become_words(tmp_path: Path) -> None:
     answers = {example.prompt: example.answer for example in splits.train}
     assert set(words.values()) <= set(answers.values())
     assert "Write something positive." in answers
-    with pytest.raises(InputError, match=r"data\.tasks\.a: .*a\.jsonl, line 2: there is no word for the label '1' in labels"):
+    with pytest.raises(InputError, match=r"data\.tasks\.a\.labels: there is no word for '1', which .*a\.jsonl, line 2 has"):
         load_tasks({"a": task(tmp_path, "a", labels={"0": "negative"})})
 
 
@@ -147,8 +147,8 @@ def test_a_file_without_a_header(tmp_path: Path, template: str, columns: dict[st
 
 
 @pytest.mark.parametrize(("templates", "columns", "words"), [
-    ([PLAIN, "{txt} => {label}"], {}, ["data.tasks.a: templates: template 2 names {txt}", "a.jsonl. Did you mean text?"]),
-    ([PLAIN], {"label": "lable"}, ["data.tasks.a: columns: there is no column 'lable' (for label)", "Did you mean label?"]),
+    ([PLAIN, "{txt} => {label}"], {}, ["data.tasks.a.templates.1: {txt} is no column of ", "a.jsonl. Did you mean text?"]),
+    ([PLAIN], {"label": "lable"}, ["data.tasks.a.columns.label: there is no column 'lable'", "Did you mean label?"]),
 ])
 def test_columns_that_are_not_there(tmp_path: Path, templates: list[str], columns: dict[str, str], words: list[str]) -> None:
     with pytest.raises(InputError) as raised:
@@ -171,12 +171,12 @@ def test_a_table_whose_header_is_data_is_told_of_positions(tmp_path: Path) -> No
 def test_rows_that_cannot_be_put(tmp_path: Path, lines: list[dict[str, Any]], words: str) -> None:
     with pytest.raises(InputError) as raised:
         load_tasks({"a": task(tmp_path, "a", lines)})
-    assert str(raised.value).startswith("data.tasks.a: ")
+    assert str(raised.value).startswith("data.tasks.a.train: ")
     assert words in str(raised.value)
 
 
 def test_a_file_that_is_missing_and_too_few_rows(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"^data\.tasks\.a: nowhere\.tsv: there is no such file; check the name"):
+    with pytest.raises(InputError, match=r"^data\.tasks\.a\.train: nowhere\.tsv: there is no such file; check the name"):
         load_tasks({"a": TaskSource("nowhere.tsv", [Template.read(PLAIN)], "a")})
     few = {"a": task(tmp_path, "a"), "b": task(tmp_path, "b", rows(1, "b"))}
     with pytest.raises(InputError, match=r"^data\.held_out: b has rows of one question only"):

@@ -12,7 +12,8 @@ from finemesh.tuning.data.files import read_rows
 from finemesh.tuning.data.formats import recognise
 from finemesh.tuning.data.instructions import Template
 from finemesh.tuning.data.mixture import TaskSource, load_tasks
-from finemesh.tuning.data.split import NAMES, load, read_questions
+from finemesh.tuning.data.questions import read_questions
+from finemesh.tuning.data.split import NAMES, load
 
 ROOT = Path(__file__).parents[3]
 DATA = Path(os.environ.get("FINEMESH_DATA", ROOT.parent / "shared" / "data"))

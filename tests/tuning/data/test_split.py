@@ -11,7 +11,7 @@ import pytest
 
 from finemesh.errors import InputError
 from finemesh.tuning.data.examples import Dialogue, Example, Labelled, Turn
-from finemesh.tuning.data.split import NAMES, Splits, load, read_questions, read_splits, split
+from finemesh.tuning.data.split import NAMES, Splits, load, read_splits, split
 
 SHARES = {"validation": 0.1, "test": 0.1}
 
@@ -218,11 +218,6 @@ def test_the_data_hash_is_that_of_the_contents(tmp_path: Path) -> None:
     assert source.data_hash == turned.data_hash != other.data_hash
     moved = Splits(source.train + source.test, source.validation, (), source.task, source.format)
     assert moved.data_hash != source.data_hash
-
-
-def test_questions_are_all_read_in_order(tmp_path: Path) -> None:
-    source = write(tmp_path, "q.jsonl", [{"prompt": "a"}, {"prompt": "b"}, {"prompt": "a"}])
-    assert [example.prompt for example in read_questions(source)] == ["a", "b", "a"]
 
 
 def test_reading_and_splitting_loads_no_heavy_library(tmp_path: Path) -> None:
