@@ -25,7 +25,16 @@ from finemesh.tuning.data.questions import put_questions, read_instructions, rea
 from finemesh.tuning.data.split import NAMES, Splits, load, read_splits
 from finemesh.tuning.machine import describe_machine, usable_cores
 from finemesh.tuning.methods import METHODS, Context
-from finemesh.tuning.models import ModelSource, TaskName, context_length, find_model, load_skeleton, load_tokenizer, quieten
+from finemesh.tuning.models import (
+    ModelSource,
+    TaskName,
+    context_length,
+    context_of,
+    find_model,
+    load_skeleton,
+    load_tokenizer,
+    quieten,
+)
 from finemesh.tuning.precision import measure_precision
 from finemesh.tuning.task import Task
 
@@ -79,6 +88,10 @@ def read_data(config: Config, source: ModelSource) -> Splits:
         for name in NAMES:
             rows, lost = encode_all(splits[name], tokenizer, data.max_length, splits.task, labels=splits.labels, name=name)
             kept[name], dropped = tuple(example for example, _ in rows), dropped + lost
+            longest, room = max(len(row.input_ids) for _, row in rows), context_of(source)
+            if longest > room:
+                raise FieldError(f"a row of the {name} split has {longest} tokens, and the model takes {room}: give at most "
+                                 f"{room}, where longer rows are cut", "data", "max_length")
     notes = splits.notes
     if dropped:
         notes += (f"{dropped} rows have no scored token within data.max_length {data.max_length} and were left out",)
@@ -103,7 +116,7 @@ def searched_space(config: Config, splits: Splits, source: ModelSource) -> Space
             for name in written:
                 for point in space.extremes(method, name):
                     if refusal := fit.refusal(method, point):
-                        raise FieldError(f"{point[name]} cannot be used here: {refusal}", "methods", method, name)
+                        raise FieldError(f"{point[name]!r} cannot be used here: {refusal}", "methods", method, name)
     return space
 
 
@@ -179,7 +192,8 @@ def whole_space() -> Space:
 
 def _task(config: Config, run: RunFolder, source: ModelSource, splits: Splits, here: int) -> Task:
     search = config.search
-    return Task(source, splits.task, run.splits.resolve(), splits.labels, config.data.max_length, search.batch_size,
+    max_length = min(config.data.max_length, context_of(source))  # the rows are shorter, but not all that will be asked
+    return Task(source, splits.task, run.splits.resolve(), splits.labels, max_length, search.batch_size,
                 accumulation=search.accumulation, steps=search.steps, seed=search.seed, precision=measure_precision(),
                 threads=max(1, int(config.ray.cpus) if config.executor == "ray" else usable_cores() // here))
 

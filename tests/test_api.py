@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from finemesh import api
-from finemesh.cli import main
 from finemesh.config import load_config
 from finemesh.errors import InputError
 from tests import tiny
@@ -18,20 +17,6 @@ methods: {methods}
 search: {{optimizer: {optimizer}, trials: {trials}, steps: 4, batch_size: 8, repeats: 2}}
 out: {out}
 """
-
-
-@pytest.fixture(scope="module")
-def places(tmp_path_factory) -> Path:
-    """A folder with a tiny causal model, a tiny classifier and data for both."""
-    folder = tmp_path_factory.mktemp("places")
-    for name, model in (("causal", tiny.causal()), ("encoder", tiny.classifier("bert"))):
-        model.save_pretrained(folder / name)
-        tiny.tokenizer().save_pretrained(folder / name)
-    rows = [{"prompt": d.turns[0].content, "completion": d.turns[1].content} for d in tiny.dialogues(120)]
-    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    texts = [{"text": e.text, "label": e.label} for e in tiny.labelled(120)]
-    (folder / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts))
-    return folder
 
 
 def config(places: Path, out: Path, *, model: str = "causal", data: str = "pairs", optimizer: str = "random",
@@ -218,13 +203,3 @@ def test_check_spends_nothing_and_tells_all(places, tmp_path):
 def test_an_encoder_is_told_that_it_cannot_write(places, tmp_path):
     with pytest.raises(InputError, match="encoder and cannot write answers"):
         api.search(config(places, tmp_path / "run", model="encoder"))
-
-
-@pytest.mark.parametrize("method", ["prefix", "prompt", "p_tuning", "p_tuning_v2"])
-def test_vectors_that_do_not_fit_the_context_are_refused(places, tmp_path, capsys, method):
-    config(places, tmp_path / "run", methods=f"{{{method}: {{length: 9000}}}}")
-    assert main(["check", str(tmp_path / "run.yaml")]) == 2
-    message = capsys.readouterr().err.splitlines()[-1]
-    assert f"methods.{method}.length: 9000 cannot be used here" in message
-    assert "the model has 128; give a length of at most 1" in message
-    assert not (tmp_path / "run").exists()

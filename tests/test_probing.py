@@ -21,19 +21,6 @@ from tests import tiny
 FEW = {"batches": 2, "directions": 2, "points": 5}
 
 
-@pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("places")
-    for name, model in (("causal", tiny.causal()), ("encoder", tiny.classifier("bert"))):
-        model.save_pretrained(folder / name)
-        tiny.tokenizer().save_pretrained(folder / name)
-    rows = [{"prompt": d.turns[0].content, "completion": d.turns[1].content} for d in tiny.dialogues(60)]
-    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    texts = [{"text": e.text, "label": e.label} for e in tiny.labelled(60)]
-    (folder / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts))
-    return folder
-
-
 def config(places: Path, model: str = "causal", data: str = "pairs") -> Config:
     file = places / f"{model}.yaml"
     file.write_text(f"model: {places / model}\ndata: {{train: {places / data}.jsonl, max_length: 32}}\n")

@@ -128,6 +128,10 @@ def is_causal(config: PretrainedConfig) -> bool:
     return any("CausalLM" in name or "LMHead" in name for name in names) and not getattr(config, "is_encoder_decoder", False)
 
 
+def context_of(source: ModelSource) -> int:
+    return context_length(AutoConfig.from_pretrained(source.location))
+
+
 def context_length(config: PretrainedConfig) -> int:
     """Tokens that the model can take."""
     return int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", 0) or 1_000_000)

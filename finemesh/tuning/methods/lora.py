@@ -39,6 +39,8 @@ class Lora(AdapterMethod):
     def refuses(self, model: PreTrainedModel, point: Point, context: Context) -> str | None:
         if point["layers"] != "all" and architecture(model) is None:
             return f"the {point['layers']} layers of {type(model).__name__} are not known; use layers: all"
+        if point["dropout"] >= 1:
+            return f"dropout {point['dropout']:g} drops all, so that nothing trains; give less than 1"
         return None
 
     def configuration(self, model: PreTrainedModel, point: Point, context: Context) -> PeftConfig:

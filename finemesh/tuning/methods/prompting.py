@@ -36,8 +36,8 @@ class Prompting(Method):
 
     def unfit(self, model: PreTrainedModel, task: TaskName) -> str | None:
         if task not in self.tasks:
-            return (f"{self.name} writes answered examples before a question, which a model that does task: {task} has not "
-                    "learned to read. Use lora, full, head or prompt, or the labels as answers with task: instruct")
+            return (f"it writes answered examples before a question, which a model that does task: {task} has not learned to "
+                    "read (with task: instruct the labels can be answers)")
         return None
 
     def refuses(self, model: PreTrainedModel, point: Point, context: Context) -> str | None:

@@ -65,7 +65,8 @@ class Sift(Method):
         if not layers:
             return f"the {point['layers']} layers of {type(model).__name__} are not known; use layers: all"
         if point["budget"] != "rank":
-            return None
+            density = point["density"]
+            return None if density <= 1 else f"density {density:g} is more than all entries of a matrix; give at most 1"
         for name, layer in layers.items():
             rows, columns = layer.weight.shape
             if _entries(point, layer) > rows * columns:

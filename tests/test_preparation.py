@@ -1,0 +1,76 @@
+"""What a user can have got wrong beyond the config's form, as commands say it: file, line and field, status 2, nothing spent."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from finemesh.cli import main
+
+Captured = pytest.CaptureFixture[str]
+CONFIG = """model: {model}
+data:
+  train: {data}.jsonl
+  max_length: {length}
+methods:
+  {methods}
+out: {out}
+"""
+
+
+def refused(capsys: Captured, *command: str | Path) -> str:
+    """The one message of a command that ends with status 2."""
+    assert main([str(part) for part in command]) == 2
+    (message,) = capsys.readouterr().err.splitlines()
+    return message
+
+
+@pytest.mark.parametrize(("model", "data", "length", "methods", "words"), [
+    ("encoder", "labels", 32, "in_context: {}", "line 6: methods.in_context: in_context does not fit: it writes answered"),
+    ("causal", "pairs", 32, "sift: {rank: 40}", "line 6: methods.sift.rank: 40 cannot be used here: rank 40 asks for 2560"),
+    ("causal", "pairs", 32, "sift: {budget: density, density: 2}", "density 2 is more than all entries of a matrix"),
+    ("causal", "pairs", 32, "lora: {dropout: 1}", "line 6: methods.lora.dropout: 1.0 cannot be used here: dropout 1 drops all"),
+    ("causal", "pairs", 32, "in_context: {k: 500}", "methods.in_context.k: 500 cannot be used here: 500 demonstrations"),
+    ("causal", "pairs", 32, "in_context: {instruction: ' '}", "methods.in_context.instruction: ' ' cannot be used here"),
+    ("causal", "pairs", 2, "lora: {}", "line 4: data.max_length: 2 tokens leave no row of the train split with a scored one"),
+    ("encoder", "long", 512, "lora: {}", "line 4: data.max_length: a row of the train split has 160 tokens, and the model "
+                                         "takes 128: give at most 128"),
+    *(("causal", "pairs", 32, f"{method}: {{length: 9000}}", f"line 6: methods.{method}.length: 9000 cannot be used here")
+      for method in ("prefix", "prompt", "p_tuning", "p_tuning_v2")),
+])
+def test_what_does_not_fit_is_refused_before_anything_is_spent(
+        places: Path, tmp_path: Path, capsys: Captured, model: str, data: str, length: int, methods: str, words: str) -> None:
+    (places / "long.jsonl").write_text("".join(json.dumps({"text": f"w1 w{i} " * 80, "label": i % 2}) + "\n" for i in range(9)))
+    file = tmp_path / "mine.yaml"
+    file.write_text(CONFIG.format(model=places / model, data=places / data, length=length, methods=methods, out=tmp_path / "run"))
+    message = refused(capsys, "check", file)
+    assert message.startswith(f"Error: {file}, line ")
+    assert words in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_options_that_do_not_fit_are_named_as_options(places: Path, tmp_path: Path, capsys: Captured) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(CONFIG.format(model=places / "encoder", data=places / "labels", length=32, methods="full: {}",
+                                  out=tmp_path / "run"))
+    command = ["tune", file, "--method"]
+    assert refused(capsys, *command, "in_context").startswith("Error: --method: in_context does not fit: it writes")
+    assert refused(capsys, *command, "lora", "--set", "dropout=1").startswith("Error: lora: dropout 1 drops all")
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize(("task", "words"), [
+    ("train: nowhere.jsonl\n      templates: ['{text} => {label}']", "line 5: data.tasks.a.train: nowhere.jsonl: there is no"),
+    ("train: labels.jsonl\n      templates: ['{text} => {label}', '{txt} => {label}']",
+     "line 6: data.tasks.a.templates.1: {txt} is no column of "),
+    ("train: labels.jsonl\n      templates: ['{x} => {label}']\n      columns: {x: txt}", "line 7: data.tasks.a.columns.x: "),
+    ("train: labels.jsonl\n      templates: ['{text} => {label}']\n      labels: {yes: good}",
+     "line 7: data.tasks.a.labels: there is no word for 'no'"),
+    ("train: three.jsonl\n      templates: ['{text} => {label}']", "line 3: data.tasks: a split would be empty"),
+])
+def test_what_is_wrong_in_the_files_of_tasks_is_said_with_the_line(
+        places: Path, capsys: Captured, task: str, words: str) -> None:
+    (places / "three.jsonl").write_text('{"text": "w1", "label": 1}\n')
+    file = places / "tasks.yaml"
+    file.write_text(f"model: {places / 'causal'}\ndata:\n  tasks:\n    a:\n      {task}\n")
+    assert f"tasks.yaml, {words}" in refused(capsys, "check", file)
