@@ -1,4 +1,4 @@
-"""What a user can have got wrong beyond the config's form, as commands say it: file, line and field, status 2, nothing spent."""
+"""What shows only with the data and the model, as commands say it: file, line and field, status 2, nothing spent."""
 
 import json
 from pathlib import Path
@@ -42,7 +42,8 @@ def test_what_does_not_fit_is_refused_before_anything_is_spent(
         places: Path, tmp_path: Path, capsys: Captured, model: str, data: str, length: int, methods: str, words: str) -> None:
     (places / "long.jsonl").write_text("".join(json.dumps({"text": f"w1 w{i} " * 80, "label": i % 2}) + "\n" for i in range(9)))
     file = tmp_path / "mine.yaml"
-    file.write_text(CONFIG.format(model=places / model, data=places / data, length=length, methods=methods, out=tmp_path / "run"))
+    file.write_text(CONFIG.format(model=places / model, data=places / data, length=length, methods=methods,
+                                  out=tmp_path / "run"))
     message = refused(capsys, "check", file)
     assert message.startswith(f"Error: {file}, line ")
     assert words in message
