@@ -1,7 +1,7 @@
 """What is wrong with a config, said with the place where it stands: a line of the file, or an option."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
@@ -28,11 +28,14 @@ _WANTED = {
 
 @dataclass(frozen=True)
 class Source:
-    """Where a config's values come from: the file, and the options that win over it (dotted name of the field to --name)."""
+    """Where a config's values come from: the file, and the options that win over it (dotted name of the field to --name).
 
-    path: Path
-    document: Document
-    options: Mapping[str, str]
+    Nothing of it is compared: two configs are equal when they say the same, wherever that stands.
+    """
+
+    path: Path = field(compare=False)
+    document: Document = field(compare=False)
+    options: Mapping[str, str] = field(compare=False)
 
     def error(self, field: FieldPath, message: str) -> InputError:
         dotted = ".".join(map(str, field))

@@ -70,7 +70,7 @@ out: "1e5"
     assert config.search.constraints == {"trainable_parameters": 2e6}
     assert config.spaces == {"lora": {"rank": [4, 64], "dropout": 1e-4},
                              "full": {"learning_rate": {"choices": [1e-5, 2e-5]}}}
-    assert load(config.to_yaml()).model_dump() == config.model_dump()
+    assert load(config.to_yaml()) == config
 
 
 @pytest.mark.parametrize(("written", "number"), [

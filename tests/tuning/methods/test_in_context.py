@@ -197,7 +197,7 @@ def test_no_demonstrations_and_no_instruction_show_the_row_itself():
 
 
 def test_other_tasks_are_told_what_to_use_instead():
-    assert "Use lora" in str(METHOD.unfit(tiny.classifier("bert"), "classify"))
+    assert "with task: instruct the labels can be answers" in str(METHOD.unfit(tiny.classifier("bert"), "classify"))
     assert METHOD.unfit(tiny.causal(), "instruct") is None
 
 
