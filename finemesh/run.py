@@ -144,7 +144,7 @@ class RunFolder:
                 return False
             return True
 
-        if not free(1):
+        if not free(1 if meanwhile is None else 0):
             if meanwhile is None:
                 process = owner.read_text(encoding="utf-8") if owner.exists() else "?"
                 raise InputError(f"{self.path}: process {process} is already working on this run. Wait for it, stop it, "
