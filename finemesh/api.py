@@ -35,6 +35,7 @@ from finemesh.search import database
 from finemesh.search.board import Board
 from finemesh.search.budget import Budget
 from finemesh.search.executors import EXECUTORS, Executor
+from finemesh.search.fidelities import FIDELITIES
 from finemesh.search.finish import finish
 from finemesh.search.jobs import LOOK_EVERY, Jobs, run_posted
 from finemesh.search.observer import Nobody, Observer
@@ -70,12 +71,14 @@ def search(config: Config, *, observer: Observer | None = None, here: int | None
             outcomes = run_search(
                 study.space, OPTIMIZERS[settings.optimizer](settings.seed, config.workers),
                 Budget(settings.trials, settings.hours), executor, run, seed=settings.seed, steps=settings.steps,
-                workers=config.workers, constraints=settings.constraints, reproducible=settings.reproducible,
-                observer=watcher, first=list(study.references.items()), storage=storage)
+                workers=config.workers, constraints=settings.bounds, count=study.count, reproducible=settings.reproducible,
+                observer=watcher, first=list(study.references.items()),
+                fidelity=FIDELITIES[settings.fidelity](settings.steps, settings.min_steps, settings.reduction),
+                storage=storage)
             if run.finish() is None:
                 run.forget_lightened()
             finish(outcomes, study.references, study.space, executor, run, seed=settings.seed, steps=settings.steps,
-                   repeats=settings.repeats, constraints=settings.constraints, observer=watcher,
+                   repeats=settings.repeats, constraints=settings.bounds, observer=watcher,
                    answers=ANSWERS if study.task.task == "instruct" else 0,
                    rows={name: len(study.splits[name]) for name in ("train", "validation", "test")})
         hand_over(run, config)
@@ -97,7 +100,7 @@ def tune(config: Config, method: str, settings: Mapping[str, Any], steps: int | 
         length = steps or config.search.steps
         same = next((o for o in earlier if (o.hyperparameters, o.steps) == (point, length)), None)
         number = same.number if same else len(earlier)
-        job = Job(number, method, point, config.search.seed, length, run.trial(number), config.search.constraints)
+        job = Job(number, method, point, config.search.seed, length, run.trial(number), config.search.bounds)
         return _one(run, replace(study.task, steps=length), config, job, observer)
 
 

@@ -78,6 +78,7 @@ def search(
     trials: Annotated[Any, _number("--trials", "N", "stop after N trials")] = None,
     hours: Annotated[Any, _number("--hours", "H", "stop after H hours")] = None,
     optimizer: Annotated[str | None, _option("--optimizer", "NAME", "nomad, tpe or random")] = None,
+    fidelity: Annotated[str | None, _option("--fidelity", "NAME", "full, halving, hyperband or curve")] = None,
     workers: Annotated[Any, _number("--workers", "N", "trials at a time")] = None,
     here: Annotated[Any, _number("--here", "N", "of these, here; the others in the same command elsewhere")] = None,
     out: Out = None, as_json: Json = False, debug: Debug = False,
@@ -86,8 +87,8 @@ def search(
     with _output(as_json) as output:
         from finemesh.config import load_config
 
-        options = {"search.trials": trials, "search.hours": hours, "search.optimizer": optimizer, "workers": workers,
-                   "out": out}
+        options = {"search.trials": trials, "search.hours": hours, "search.optimizer": optimizer, "search.fidelity": fidelity,
+                   "workers": workers, "out": out}
         if here is not None and (type(here) is not int or here < 1):
             raise InputError(f"--here: must be a whole number of at least 1, not {here!r}")
         _search(load_config(config, options), output, here)

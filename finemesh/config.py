@@ -4,6 +4,7 @@ A path in a config that does not exist from the current directory is looked for 
 data set that is neither is a hub name. Overrides (the options of a command) win over the file.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -15,12 +16,13 @@ from pydantic import Field, PrivateAttr, ValidationError, field_serializer, fiel
 from finemesh.complaints import Source, invalid
 from finemesh.data_config import DataConfig, Section
 from finemesh.errors import FieldError, InputError, nearest
-from finemesh.trial import Outcome
+from finemesh.trial import HIGHER_IS_BETTER, Outcome
 from finemesh.yaml_lines import read_yaml, write_yaml
 
 Task = Literal["instruct", "classify", "regress"]
 BOUNDED = tuple(field.name for field in fields(Outcome) if "int" in str(field.type) or "float" in str(field.type)
-                if field.name not in ("number", "seed", "metrics", "constraints", "duplicate_of"))
+                if field.name not in ("number", "seed", "metrics", "constraints", "duplicate_of", "continues"))
+MINUTES = "minutes"  # of a trial, which outcome.json has as seconds
 
 
 class SearchConfig(Section):
@@ -28,9 +30,12 @@ class SearchConfig(Section):
     trials: int = Field(default=30, ge=1)
     hours: float | None = Field(default=None, gt=0)
     steps: int = Field(default=200, ge=1)  # optimizer steps of a full trial
+    fidelity: str = "full"  # full | halving | hyperband | curve: which trials go their full length
+    min_steps: int | None = Field(default=None, ge=1)  # the fewest that a trial is judged by
+    reduction: int = Field(default=3, ge=2)  # of so many trials, one is promoted
     batch_size: int = Field(default=8, ge=1)  # rows an optimizer step
     accumulation: int = Field(default=1, ge=1)  # parts in which such a batch is computed, to need less memory
-    constraints: dict[str, float] = {}  # upper bounds on numbers of outcome.json
+    constraints: dict[str, Any] = {}  # bounds on numbers of outcome.json: upper, or {at_least: x} for a score
     objectives: list[str] = ["validation_loss"]
     repeats: int = Field(default=3, ge=1)  # seeds for the leaders
     seed: int = Field(default=0, ge=0, lt=2**31)
@@ -38,13 +43,31 @@ class SearchConfig(Section):
 
     @field_validator("constraints")
     @classmethod
-    def _bounds(cls, bounds: dict[str, float]) -> dict[str, float]:
-        for name, bound in bounds.items():
-            if name not in BOUNDED:
-                raise ValueError(f"{name} is no number of outcome.json.{nearest(name, BOUNDED)}")
-            if bound < 0:
+    def _bounded(cls, bounds: dict[str, Any]) -> dict[str, Any]:
+        for name, written in bounds.items():
+            if name not in (*BOUNDED, MINUTES, *HIGHER_IS_BETTER):
+                raise ValueError(f"{name} is no number of outcome.json.{nearest(name, (*BOUNDED, MINUTES, *HIGHER_IS_BETTER))}")
+            floor = isinstance(written, dict) and list(written) == ["at_least"]
+            if floor != (name in HIGHER_IS_BETTER):
+                raise ValueError(f"{name} can be bounded from above only: give a number" if floor else
+                                 f"{name} is a score, of which the least is bounded: {name}: {{at_least: 0.8}}")
+            bound = written["at_least"] if floor else written
+            if isinstance(bound, bool) or not isinstance(bound, int | float) or not math.isfinite(bound):
+                raise ValueError(f"{name} must be bounded by a number, not {bound!r}")
+            if bound < 0 and not floor:
                 raise ValueError(f"{name} is never below 0, so the bound {bound:g} cannot be met: give one above 0")
+            if floor and bound > 1:
+                raise ValueError(f"{name} is never above 1, so the bound {bound:g} cannot be met: give one below, as 0.8")
+        if MINUTES in bounds and "seconds" in bounds:
+            raise ValueError("minutes and seconds are given: keep one of them")
         return bounds
+
+    @property
+    def bounds(self) -> dict[str, float]:
+        """By the names of outcome.json: upper bounds, and lower ones of scores."""
+        return {"seconds" if name == MINUTES else name: float(written["at_least"] if isinstance(written, dict) else
+                                                              written * 60 if name == MINUTES else written)
+                for name, written in self.constraints.items()}
 
     @field_validator("objectives")
     @classmethod
@@ -207,6 +230,7 @@ def _check_plugins(config: Config, source: Source) -> None:
     if optimizer not in OPTIMIZERS:
         unknown = f"there is no optimizer {optimizer}.{nearest(optimizer, OPTIMIZERS)}"
         raise source.error(("search", "optimizer"), unknown)
+    _check_fidelity(config.search, source)
     space = Space({name: method.space for name, method in METHODS.items()})
     for index, (method, written) in enumerate((config.spaces or {}).items()):
         if method not in METHODS:
@@ -220,6 +244,23 @@ def _check_plugins(config: Config, source: Source) -> None:
             except InputError as error:
                 line = source.document.line(("methods", method, name))
                 raise InputError(str(error), file=source.path, line=line) from None
+
+
+def _check_fidelity(search: SearchConfig, source: Source) -> None:
+    from finemesh.search.fidelities import FIDELITIES
+
+    fidelity, steps, least = search.fidelity, search.steps, search.min_steps
+    if fidelity not in FIDELITIES:
+        raise source.error(("search", "fidelity"), f"there is no fidelity rule {fidelity}.{nearest(fidelity, FIDELITIES)}")
+    if least is not None and fidelity == "full":
+        raise source.error(("search", "min_steps"), "all trials go their full length where search.fidelity is full: leave "
+                           "it out, or choose halving, hyperband or curve")
+    if least is not None and least >= steps:
+        raise source.error(("search", "min_steps"), f"{least} is not below search.steps, the {steps} steps of a full trial: "
+                           "give less, or more steps")
+    if fidelity in ("halving", "hyperband") and round(steps / search.reduction) < (least or 1):
+        raise source.error(("search", "min_steps"), f"{least} steps are more than those of the rung below a full trial, "
+                           f"search.steps / search.reduction = {steps} / {search.reduction}: give less, or more steps")
 
 
 def _check_out(config: Config, source: Source) -> None:

@@ -52,7 +52,8 @@ def _card(run: RunFolder, config: Config, task: Task, found: Mapping[str, Any]) 
             "method": describe(method), "peft_type": peft_type, "prompted": isinstance(method, Prompting), "finish": found,
             "data": read_summary(run), "source": config.data.source, "versions": machine["versions"], "machine": machine,
             "steps": task.steps, "batch_size": task.batch_size, "max_length": task.max_length,
-            "optimizer": config.search.optimizer, "trials": len(run.outcomes())}
+            "optimizer": config.search.optimizer, "fidelity": config.search.fidelity,
+            "trials": sum(outcome.continues is None for outcome in run.outcomes())}
 
 
 def _peft_type(adapter: Path) -> str | None:

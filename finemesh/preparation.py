@@ -4,8 +4,9 @@ All that the user can have got wrong is found here, before anything is spent. Wh
 precision, threads) is read back from the run folder when the study goes on.
 """
 
+import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +17,7 @@ from finemesh.data_config import DataConfig
 from finemesh.errors import FieldError, InputError, nearest
 from finemesh.run import RunFolder, full_disk
 from finemesh.search.space import Space
-from finemesh.trial import write_json
+from finemesh.trial import HIGHER_IS_BETTER, SCORES, write_json
 from finemesh.tuning.data.batches import encode_all
 from finemesh.tuning.data.examples import Example
 from finemesh.tuning.data.instructions import Template
@@ -43,12 +44,14 @@ LOOKED_AT = 200  # training rows, to see whether a method's settings fit them
 
 @dataclass(frozen=True)
 class Study:
-    """`references` are the methods' reference settings, by method, as whole points of the space."""
+    """`references` are the methods' reference settings, by method, as whole points of the space; `count` says how many
+    parameters a point trains."""
 
     splits: Splits
     task: Task
     space: Space
     references: Mapping[str, Mapping[str, Any]]
+    count: Callable[[str, Mapping[str, Any]], int]
 
 
 def load_data(config: Config) -> Splits:
@@ -151,6 +154,10 @@ class _Fit:
         refusals = [self.refusal(method, point) for point in points]
         return refusals[-1] if all(refusals) else None
 
+    def trainable(self, method: str, point: Mapping[str, Any]) -> int:
+        """How many parameters are trained; a number of the model's and the point's shapes."""
+        return METHODS[method].trainable(copy.deepcopy(self.model).requires_grad_(False), point, self.context)
+
     def refusal(self, method: str, point: Mapping[str, Any]) -> str | None:
         return METHODS[method].refuses(self.model, point, self.context)
 
@@ -176,7 +183,17 @@ def prepare(config: Config, run: RunFolder, here: int | None = None) -> Study:
         if not run.machine.exists():
             write_json(run.machine, describe_machine(task.threads) | {"precision": task.precision.to_json()})
     references = {name: space.point(name, {}, METHODS[name].reference) for name in space.methods}
-    return Study(splits, task, space, references)
+    _check_scores(config, splits)
+    return Study(splits, task, space, references, _Fit.of(config, splits, source).trainable)
+
+
+def _check_scores(config: Config, splits: Splits) -> None:
+    measured = SCORES.get(splits.task, ())
+    for name in config.search.bounds:
+        if name in HIGHER_IS_BETTER and name not in measured:
+            raise FieldError(f"{name} is not measured for task: {splits.task}" +
+                             (f"; these are: {', '.join(measured)}" if measured else ", which has no such score"),
+                             "search", "constraints")
 
 
 def prepared_task(config: Config, run: RunFolder) -> Task:

@@ -22,6 +22,7 @@ from finemesh.trial import Outcome, read_outcome, write_json
 from finemesh.yaml_lines import read_yaml, write_yaml
 
 Curve = list[dict[str, Any]]
+CHECKPOINT = "checkpoint.safetensors"
 HEAVY_MB = 100  # adapters of trials are kept up to this size
 MAY_CHANGE = ("search.trials", "search.hours", "out", "executor", "ray.address", "ray.cpus", "ray.gpus",
               "ray.memory_mb")  # by when to stop, where trials run and where the folder is change no point
@@ -74,6 +75,16 @@ class RunFolder:
         files = [file for file in (folder / "adapter").rglob("*") if file.is_file()]
         if sum(file.stat().st_size for file in files) > HEAVY_MB * 1e6:
             shutil.rmtree(folder / "adapter", ignore_errors=True)
+
+    def hand_on(self, number: int, successor: int) -> None:
+        """The trial that continues another one takes its checkpoint; what that one saved is of no use any more."""
+        checkpoint = self.trial(number) / CHECKPOINT
+        if checkpoint.exists():
+            checkpoint.replace(self.trial(successor) / CHECKPOINT)
+        shutil.rmtree(self.trial(number) / "adapter", ignore_errors=True)
+
+    def forget_checkpoint(self, number: int) -> None:
+        (self.trial(number) / CHECKPOINT).unlink(missing_ok=True)
 
     def forget_lightened(self) -> None:
         """Repeats whose whole models are gone are run again by the next finish, which may hand one of them over."""

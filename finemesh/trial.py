@@ -6,12 +6,26 @@ that the store does not know.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 State = Literal["complete", "pruned", "infeasible", "failed"]
+SCORES = {"classify": ("accuracy", "f1", "matthews"), "regress": ("pearson", "spearman")}  # by task; higher is better
+HIGHER_IS_BETTER = frozenset(name for names in SCORES.values() for name in names)
+
+
+@dataclass(frozen=True)
+class Hurdle:
+    """Above `loss` after `step` updates a trial is not worth going on with.
+
+    `rival`: the folder, beside the trial's own, of a leader with a loss for every validation row after as many updates.
+    """
+
+    step: int
+    loss: float
+    rival: str
 
 
 @dataclass(frozen=True)
@@ -24,14 +38,19 @@ class Job:
     seed: int
     steps: int  # optimizer steps: the fidelity
     folder: Path
-    constraints: Mapping[str, float] = field(default_factory=dict)  # upper bounds on numbers of the outcome
+    constraints: Mapping[str, float] = field(default_factory=dict)  # bounds on the outcome's numbers: upper; lower for SCORES
+    continues: int | None = None  # the trial whose checkpoint lies in the folder
+    hurdles: Sequence[Hurdle] | None = None  # None: nothing is compared, the losses of single rows are not kept
+    foreseen: str | None = None  # whether it was expected to keep the constraints: feasible, infeasible, or no telling
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"folder": str(self.folder.absolute())}  # a worker may be elsewhere
 
     @staticmethod
     def from_json(fields: Mapping[str, Any]) -> "Job":
-        return Job(**{**fields, "folder": Path(fields["folder"])})
+        hurdles = fields.get("hurdles")
+        return Job(**{**fields, "folder": Path(fields["folder"]),
+                      "hurdles": None if hurdles is None else [Hurdle(**hurdle) for hurdle in hurdles]})
 
 
 @dataclass(frozen=True)
@@ -39,7 +58,9 @@ class Outcome:
     """Losses in nats a scored token (a row for classify, squared error for regress); memory in MB of 1e6 bytes.
 
     `peak_memory_mb` is what the trial added to `base_memory_mb`, the worker with its model loaded.
-    `constraints` holds value - bound: at most 0 is feasible.
+    `constraints` holds value - bound (bound - value for SCORES): at most 0 is feasible. A pruned trial went `steps` of the
+    full length; without an error it may go on, with one it was surely no leader, and its loss is estimated where not every
+    row was looked at.
     """
 
     number: int
@@ -60,12 +81,15 @@ class Outcome:
     constraints: Mapping[str, float] = field(default_factory=dict)
     error: str | None = None
     duplicate_of: int | None = None  # the earlier trial with the same active point, whose outcome this copies
+    continues: int | None = None  # the pruned trial that this one took up; steps, tokens and seconds are those of both
+    started: bool = True  # False: it was foreseen to be infeasible
+    foreseen: str | None = None  # feasible or infeasible, as its job has it
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     def renumbered(self, number: int, *, duplicate_of: int) -> "Outcome":
-        return replace(self, number=number, duplicate_of=duplicate_of, seconds=0.0, trained_tokens=0)
+        return replace(self, number=number, duplicate_of=duplicate_of, continues=None, seconds=0.0, trained_tokens=0)
 
 
 def write_json(path: Path, document: Any) -> None:

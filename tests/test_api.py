@@ -1,13 +1,20 @@
 """Both halves together on a tiny model: a whole search with real workers, its resume, one run, the check, predictions."""
 
+import itertools
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
-from finemesh import api
+from finemesh import api, preparation
 from finemesh.config import load_config
 from finemesh.errors import InputError
+from finemesh.search.executors.base import Event
+from finemesh.tuning.blackbox import Blackbox
+from finemesh.tuning.precision import Precision
+from finemesh.tuning.task import Task
+from finemesh.tuning.worker import _do
 from tests import tiny
 
 CONFIG = """
@@ -65,6 +72,42 @@ def test_a_finished_search_says_so_again_and_goes_on_with_more_trials(places, ru
     document = api.search(config(places, run, trials=7))
     assert sum(document["trials"].values()) == 7
     assert points(run)[:5] == before
+
+
+class InProcess:
+    """An executor without processes."""
+
+    workers = 1
+
+    def __init__(self, task: Task) -> None:
+        self._blackbox, self._events, self._numbers = Blackbox(task), [], itertools.count()
+
+    def submit(self, kind, arguments):
+        event = Event(next(self._numbers), "result", _do(self._blackbox, kind, arguments, lambda line: None))
+        self._events.append(event)
+        return event.id
+
+    def wait(self, timeout=None):
+        events, self._events = self._events, []
+        return events
+
+
+def test_a_search_by_halving_continues_trials_and_tells_the_tokens(places, tmp_path, monkeypatch):
+    monkeypatch.setattr(api, "_workers", lambda run, task, config, here: nullcontext(InProcess(task)))
+    monkeypatch.setattr(preparation, "measure_precision", lambda: Precision("fp32", 1.0, 1.0))  # one a process
+    settings = config(places, tmp_path / "run", trials=4, methods="[lora]")
+    changes = {"fidelity": "halving", "reduction": 2, "repeats": 1}
+    document = api.search(settings.model_copy(update={"search": settings.search.model_copy(update=changes)}))
+    assert document["trials"] == {"complete": 1, "pruned": 3, "infeasible": 0, "failed": 0}
+    ended = outcomes(tmp_path / "run")
+    assert sorted(o["steps"] for o in ended) == [1, 1, 1, 1, 2, 2, 4]
+    [whole] = [o for o in ended if o["state"] == "complete"]
+    former, own = ((tmp_path / f"run/trials/{number:04d}/curve.jsonl").read_text().splitlines()
+                   for number in (whole["continues"], whole["number"]))
+    assert [json.loads(line)["step"] for line in own] == [0, 1, 2, 3, 4]
+    assert own[:3] == former
+    assert whole["trained_tokens"] < document["trained_tokens"] < 3 * whole["trained_tokens"]
+    assert "(3 pruned)" in (tmp_path / "run/report.html").read_text()
 
 
 def test_one_run_and_the_same_again(places, tmp_path):
@@ -185,10 +228,12 @@ def test_constraints_make_a_trial_infeasible_before_it_trains(places, tmp_path):
     settings = config(places, tmp_path / "run", methods="{lora: {rank: [2, 64]}, prompt: {length: 2}}", trials=4)
     search = settings.search.model_copy(update={"constraints": {"trainable_parameters": 200.0}})
     document = api.search(settings.model_copy(update={"search": search}))
-    assert document["trials"] == {"complete": 1, "infeasible": 3} or document["trials"]["infeasible"] >= 1
+    assert document["trials"]["complete"] == 4  # what is not started costs nothing
+    assert document["trials"]["infeasible"] == document["constraints"]["not_started"] >= 1
     infeasible = next(o for o in outcomes(tmp_path / "run") if o["state"] == "infeasible")
     assert infeasible["constraints"]["trainable_parameters"] > 0
-    assert infeasible["trained_tokens"] == 0
+    assert (infeasible["trained_tokens"], infeasible["started"]) == (0, False)
+    assert infeasible["error"].startswith("predicted: trainable_parameters would be ")
     assert document["best"]["method"] == "prompt"
 
 

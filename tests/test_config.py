@@ -84,6 +84,23 @@ def test_numbers_are_numbers(folder: Path, written: str, number: float) -> None:
     assert isinstance(value, int | float)
 
 
+@pytest.mark.parametrize(("search", "said"), [
+    ("fidelity: halving, min_steps: 300", "line 4: search.min_steps: 300 is not below search.steps, the 200 steps of a full"),
+    ("fidelity: hyperband, min_steps: 90", "search.min_steps: 90 steps are more than those of the rung below a full trial"),
+    ("min_steps: 10", "search.min_steps: all trials go their full length where search.fidelity is full"),
+    ("fidelity: halfing", "search.fidelity: there is no fidelity rule halfing. Did you mean halving?"),
+    ("fidelity: halving, reduction: 1", "search.reduction: must be at least 2, not 1"),
+])
+def test_a_fidelity_larger_than_the_run_is_said(folder: Path, search: str, said: str) -> None:
+    assert said in refused(LEAST + f"search: {{{search}}}\n")
+
+
+def test_bounds_are_by_the_names_of_an_outcome(folder: Path) -> None:
+    config = load(LEAST + "search: {constraints: {minutes: 2, accuracy: {at_least: 0.8}, peak_memory_mb: 8e3}}\n")
+    assert config.search.bounds == {"seconds": 120.0, "accuracy": 0.8, "peak_memory_mb": 8000.0}
+    assert load(config.to_yaml()) == config
+
+
 def test_options_win_over_the_file(folder: Path) -> None:
     options = {"search.trials": 9, "search.hours": None, "workers": 2, "out": "x"}
     config = load(LEAST + "search: {trials: 5, hours: 1}\n", options)
@@ -127,6 +144,11 @@ def test_paths_are_looked_for_here_then_beside_the_config(folder: Path) -> None:
     ("search:\n  objectives: [validation_loss, seconds]", ["line 5", "several objectives are not there yet"]),
     ("search:\n  constraints:\n    peak_memory: 5", ["line 5", "peak_memory is no", "Did you mean peak_memory_mb?"]),
     ("search:\n  constraints: {seconds: -5}", ["line 5", "-5", "above 0"]),
+    ("search:\n  constraints: {seconds: soon}", ["line 5", "seconds must be bounded by a number, not 'soon'"]),
+    ("search:\n  constraints: {accuracy: 0.8}", ["line 5", "accuracy is a score", "accuracy: {at_least: 0.8}"]),
+    ("search:\n  constraints: {accuracy: {at_least: 80}}", ["line 5", "never above 1"]),
+    ("search:\n  constraints: {adapter_mb: {at_least: 8}}", ["line 5", "adapter_mb can be bounded from above only"]),
+    ("search:\n  constraints: {minutes: 5, seconds: 9}", ["line 5", "minutes and seconds are given"]),
     ("workers: 0", ["line 4", "workers: ", "not 0", "at least 1"]),
     ("task: translate", ["line 4", "task: ", "not 'translate'", "instruct, classify or regress"]),
     ("executor: slurm", ["line 4", "executor: ", "local or ray", "'slurm'"]),

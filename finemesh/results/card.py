@@ -4,7 +4,7 @@ The page is a function of the content alone: no clock, no path of this machine. 
 name (of the run), base_model (as anyone can load it), task, labels (of a classification), method (an entry of
 `finemesh methods --json`), peft_type (None: stock transformers is enough; "finemesh": no stock library loads it),
 prompted (whether prompt.json holds a prompt in words), finish (finish.json), data (splits/summary.json), source (where the
-data came from), versions, steps, batch_size, max_length, optimizer, trials.
+data came from), versions, steps, batch_size, max_length, optimizer, fidelity, trials.
 """
 
 import os
@@ -148,8 +148,8 @@ def found(content: Content) -> str:
     trials, duplicates = words.count(content["trials"], "trial"), words.count(data["duplicates"], "duplicate")
     return f"""## How it was found
 
-{trials} of {words.count(content["steps"], "step")} each by the optimizer {inline(content["optimizer"])}. The best ones
-were repeated on fresh seeds, and the lowest mean validation loss won.
+{trials} of {"at most " if content["fidelity"] != "full" else ""}{words.count(content["steps"], "step")} each by the \
+optimizer {inline(content["optimizer"])}. The best ones were repeated on fresh seeds, and the lowest mean validation loss won.
 
 Data: {inline(content["source"])}; {rows} rows after {duplicates} left out, split by the hash
 of the prompt{f" ({inline(data['format'])})" if data.get("tasks") else ""}. Hash of the rows: `{data["data_hash"]}`."""

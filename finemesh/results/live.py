@@ -82,12 +82,13 @@ class Progress:
     def end(self, outcome: Outcome) -> bool:
         """True where the outcome is the best so far of the search."""
         self.running.pop((outcome.number, outcome.seed), None)
-        self.done += self.phase != "search" or outcome.duplicate_of is None  # copies are not of the trials asked for
+        self.done += self.phase != "search" or is_new(outcome)
         self.ended_here, self.last = self.ended_here + 1, self.clock()
         return self.phase == "search" and self.keep(outcome)
 
     def keep(self, outcome: Outcome) -> bool:
         self.states[outcome.state] += 1
+        self.states["pruned"] -= outcome.continues is not None
         loss = outcome.validation_loss
         if outcome.state != "complete" or loss is None:
             return False
@@ -105,6 +106,11 @@ class Progress:
         return max(0.0, pace * (self.total - self.done) - (self.clock() - self.last))
 
 
+def is_new(outcome: Outcome) -> bool:
+    """One of the trials asked for: neither a copy of an earlier one nor its continuation."""
+    return outcome.duplicate_of is None and outcome.continues is None
+
+
 def label(job: Job) -> str:
     """Told by the folder: trials/0007, repeats/0007-1, reference/lora-1."""
     match job.folder.parent.name:
@@ -112,7 +118,7 @@ def label(job: Job) -> str:
             return f"trial {job.number} on seed {job.seed}"
         case "reference":
             return f"reference on seed {job.seed}"
-    return f"trial {job.number}"
+    return f"trial {job.number}" + ("" if job.continues is None else f", {job.continues} continued")
 
 
 def summary_of(outcome: Outcome, is_best: bool) -> str:
@@ -121,7 +127,8 @@ def summary_of(outcome: Outcome, is_best: bool) -> str:
         return f"{text}: same settings as trial {outcome.duplicate_of}, loss {words.loss(outcome.validation_loss)}"
     if outcome.state in ("failed", "infeasible"):
         return f"{text}: {outcome.state}, {outcome.error or 'no reason given'}".replace("\n", " ")
-    text += f": loss {words.loss(outcome.validation_loss)}" + (" (pruned)" if outcome.state == "pruned" else "")
+    pruned = f" after {words.count(outcome.steps, 'step')}, pruned" if outcome.state == "pruned" else ""
+    text += f": loss {words.loss(outcome.validation_loss)}{pruned}"
     return f"{text}, {words.duration(outcome.seconds)}" + ("  <- best so far" if is_best else "")
 
 
@@ -231,7 +238,7 @@ def live(console: Console | None, *, trials: int, resumed: int = 0,
     """
     console = Console(stderr=True, highlight=False) if console is None else console
     known = list(earlier)
-    progress = Progress(trials, resumed - sum(outcome.duplicate_of is not None for outcome in known))
+    progress = Progress(trials, resumed - sum(not is_new(outcome) for outcome in known))
     for outcome in known:
         progress.keep(outcome)
     if not console.is_terminal or console.is_dumb_terminal:

@@ -4,7 +4,7 @@ A run may be of any age: still searching, stopped, with every trial failed, fini
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -55,7 +55,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Record:
-    """`outcomes` are in the order of their numbers; `curves` has those that wrote one."""
+    """`outcomes` are in the order of their numbers, without those that a later one continued; `curves` has those that
+    wrote one. `trained_tokens` are those of all trials, each token counted once."""
 
     folder: Path
     state: str  # running, stopped, finished
@@ -69,6 +70,7 @@ class Record:
     splits: Mapping[str, Any]
     machine: Mapping[str, Any]
     seconds: float
+    trained_tokens: int
 
     @cached_property
     def scored(self) -> list[Outcome]:
@@ -80,6 +82,16 @@ class Record:
     def trials(self) -> list[Outcome]:
         """Without the copies: the optimizer may ask for a known point again, which costs no trial."""
         return [outcome for outcome in self.outcomes if outcome.duplicate_of is None]
+
+    @property
+    def foresight(self) -> dict[str, int]:
+        """How often it was foreseen whether a trial keeps the constraints, and how often that was right where it ran."""
+        judged = [o for o in self.trials if o.started and o.foreseen and o.state != "failed"]
+        right = [o for o in judged if (o.foreseen == "infeasible") == any(
+            excess > 0 and hasattr(o, name) for name, excess in o.constraints.items())]
+        return {"not_started": sum(not outcome.started for outcome in self.trials)} | {
+            f"foreseen_{kind}{ending}": sum(outcome.foreseen == kind for outcome in found)
+            for kind in ("infeasible", "feasible") for ending, found in (("", judged), ("_right", right))}
 
     @property
     def best(self) -> Outcome | None:
@@ -122,6 +134,14 @@ class Record:
         return rows
 
 
+def tokens_of(outcomes: Sequence[Outcome]) -> int:
+    """A promoted trial counts the tokens of the one that it continued, too."""
+    trained = {outcome.number: outcome.trained_tokens for outcome in outcomes}
+    twice = [min(outcome.trained_tokens, trained[outcome.continues]) for outcome in outcomes
+             if outcome.continues is not None]
+    return sum(trained.values()) - sum(twice)
+
+
 def read_document(path: Path) -> dict[str, Any]:
     """{} where there is no such file."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -138,7 +158,9 @@ def read_record(folder: Path) -> Record:
         raise InputError(f"{folder} is not the folder of a run: it has no config.yaml. Name the folder that "
                          "`finemesh search` wrote (its `out`).")
     config = read_yaml(run.config).values
-    outcomes = run.outcomes()
+    known = run.outcomes()
+    continued = {outcome.continues for outcome in known}
+    outcomes = [outcome for outcome in known if outcome.number not in continued]
     references: dict[str, list[Outcome]] = {}
     for outcome in run.references():
         references.setdefault(outcome.method, []).append(outcome)
@@ -149,4 +171,4 @@ def read_record(folder: Path) -> Record:
         outcomes=tuple(outcomes), curves={number: curve for number, curve in curves.items() if curve},
         repeats=tuple(run.repeats()), references={method: tuple(found) for method, found in references.items()},
         finish=run.finish(), splits=read_document(run.splits / "summary.json"), machine=read_document(run.machine),
-        seconds=run.clock().get("seconds", 0.0))
+        seconds=run.clock().get("seconds", 0.0), trained_tokens=tokens_of(known))

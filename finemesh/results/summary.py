@@ -101,7 +101,7 @@ def status(run: Path) -> dict[str, Any]:
                             "validation_loss": record.best.validation_loss}
     test = record.finish and {key: record.finish.get(key) for key in ("untuned", "reference", "winner")}
     return {"state": record.state, "trials": {state: counts[state] for state in STATES}, "best": best, "test": test,
-            "seconds": record.seconds}
+            "seconds": record.seconds, "trained_tokens": record.trained_tokens, "constraints": record.foresight}
 
 
 def print_status(run: Path, console: Console) -> None:
@@ -114,6 +114,10 @@ def print_status(run: Path, console: Console) -> None:
     said = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state]) or "none ended yet"
     table.add_row("state", Text(f"{record.state}, after {words.duration(record.seconds)}"))
     table.add_row("trials", Text(said + (f" (of {asked} asked for)" if asked else "")))
+    if record.trained_tokens:
+        table.add_row("trained", Text(words.count(record.trained_tokens, "token")))
+    if foreseen := words.foresight(record.foresight):
+        table.add_row("constraints", Text(foreseen))
     if record.best is not None:
         table.add_row("best", Text(f"trial {record.best.number}: {record.best.method}, "
                                    f"{words.settings(record.best.hyperparameters)}; validation loss "

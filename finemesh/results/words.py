@@ -47,6 +47,17 @@ def settings(hyperparameters: Mapping[str, Any], most: int | None = None) -> str
     return ", ".join(pairs[:most])
 
 
+def foresight(counts: Mapping[str, int]) -> str:
+    """'4 points not started; of 3 that ran all the same 3 were infeasible, of 20 foreseen to be feasible 19 were'."""
+    said = [f"{count(counts['not_started'], 'point')} not started"] if counts["not_started"] else []
+    if counts["foreseen_infeasible"]:
+        said.append(f"of {counts['foreseen_infeasible']} foreseen to be infeasible that ran all the same "
+                    f"{counts['foreseen_infeasible_right']} were")
+    if counts["foreseen_feasible"]:
+        said.append(f"of {counts['foreseen_feasible']} foreseen to be feasible {counts['foreseen_feasible_right']} were")
+    return "; ".join(said)
+
+
 def metric(key: str, value: float) -> str:
     return f"{100 * value:.1f} %" if key in PERCENT else f"{value:.3f}"
 

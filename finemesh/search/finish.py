@@ -6,7 +6,7 @@ them. What is done is kept: a finish that was stopped goes on, and no run is mea
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,11 +103,17 @@ def _plan(candidates: Sequence[Outcome], references: Mapping[str, Mapping[str, A
     return _Plan(list(seeds), leading, referring, twins)
 
 
-def leaders(outcomes: Iterable[Outcome], count: int = LEADERS) -> list[Outcome]:
-    """The complete, feasible trials of lowest validation loss, without copies; the earlier of two equal ones first."""
-    usable = [o for o in outcomes if o.state == "complete" and o.validation_loss is not None and o.duplicate_of is None
-              and all(excess <= 0 for excess in o.constraints.values())]
-    return sorted(usable, key=lambda o: (o.validation_loss or 0.0, o.number))[:count]
+def leaders(outcomes: Sequence[Outcome], count: int = LEADERS) -> list[Outcome]:
+    """The complete, feasible trials of lowest validation loss, without copies; the earlier of two equal ones first.
+
+    Where none is complete (a search by fidelities that was soon over), the pruned ones that went furthest.
+    """
+    usable = [o for o in outcomes if o.state in ("complete", "pruned") and o.validation_loss is not None
+              and o.duplicate_of is None and all(excess <= 0 for excess in o.constraints.values())]
+    complete = [outcome for outcome in usable if outcome.state == "complete"]
+    continued = {outcome.continues for outcome in outcomes}
+    pruned = [outcome for outcome in usable if outcome.error is None and outcome.number not in continued]
+    return sorted(complete or pruned, key=lambda o: (-o.steps, o.validation_loss or 0.0, o.number))[:count]
 
 
 def best_of(repeats: Mapping[int, Sequence[Outcome]]) -> int:

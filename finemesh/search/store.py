@@ -106,8 +106,9 @@ def store_of(study: optuna.Study) -> Store:
     return study._storage
 
 
-def tell(study: optuna.Study, trial: Trial, outcome: Outcome) -> None:
-    """complete is COMPLETE, failed FAIL, pruned PRUNED with its last loss as an intermediate value.
+def tell(study: optuna.Study, trial: Trial, outcome: Outcome, forecast: float | None = None, whole: int = 0) -> None:
+    """complete is COMPLETE, failed FAIL, pruned PRUNED with its last loss as an intermediate value, and after the `whole`
+    length the forecast of the loss that it would have had: by the last value, samplers compare like with like.
 
     infeasible has a constraint above 0 and is COMPLETE where it has a loss, else PRUNED: samplers count both as bad,
     by how much the constraint is broken, whereas FAIL would be a point that they never heard of.
@@ -122,6 +123,8 @@ def tell(study: optuna.Study, trial: Trial, outcome: Outcome) -> None:
     elif outcome.state == "pruned" or loss is None:
         if loss is not None:
             trial.report(loss, outcome.steps)
+            if forecast is not None and outcome.steps < whole:
+                trial.report(forecast, whole)
         study.tell(trial, state=TrialState.PRUNED)
     else:
         study.tell(trial, loss)

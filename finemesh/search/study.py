@@ -1,7 +1,8 @@
 """The loop of a search: ask, run, tell, resume.
 
 Trial n is asked for when exactly the trials up to n - workers are told, in order: completion order cannot change the
-points, and a search that was stopped at any moment goes on with the points of the uninterrupted one.
+points, and a search that was stopped at any moment goes on with the points of the uninterrupted one. What trial n is, a
+new point or the continuation of a pruned trial, and how far it goes, is the fidelity rule's to say.
 """
 
 import copy
@@ -20,8 +21,11 @@ from finemesh.search.board import Board
 from finemesh.search.budget import SAVED_EVERY, Budget, Clock
 from finemesh.search.database import gone, wait_for
 from finemesh.search.executors.base import Executor
+from finemesh.search.fidelities import FIDELITIES, Fidelity, History, Start
+from finemesh.search.foresight import Count, Foresight
 from finemesh.search.jobs import Jobs
 from finemesh.search.observer import Nobody, Observer
+from finemesh.search.samplers.reseeded import CONTINUES
 from finemesh.search.space import Space
 from finemesh.search.store import opened, storage_error, store_of, tell
 from finemesh.trial import Job, Outcome, read_outcome, write_outcome
@@ -33,10 +37,13 @@ def run_search(
     space: Space, sampler: BaseSampler, budget: Budget, executor: Executor, run: RunFolder, *,
     seed: int, steps: int, workers: int = 1, constraints: Mapping[str, float] | None = None, reproducible: bool = True,
     observer: Observer | None = None, first: Sequence[tuple[str, Mapping[str, Any]]] = (), storage: str | None = None,
+    fidelity: Fidelity | None = None, count: Count | None = None,
 ) -> list[Outcome]:
     """The outcomes of all trials, in order, those of earlier runs of the command included.
 
     `first`: points that are evaluated before the sampler's own, moved into the space where they are outside.
+    `fidelity` says how far each trial goes; by default all go `steps`. `count` says how many parameters a point trains: with
+    it, points that are foreseen to break the constraints are not started.
     `storage`: the URL of a database; by default study.db in the run folder. When it goes away the search waits for it.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -47,7 +54,9 @@ def run_search(
         try:
             with full_disk(run.path), opened(storage or f"sqlite:///{run.study}", run.study_name(storage), sampler) as study:
                 return Search(space, study, budget, jobs, run, observer, seed=seed, steps=steps, workers=workers,
-                              constraints=dict(constraints or {}), reproducible=reproducible, first=first).run()
+                              constraints=dict(constraints or {}), reproducible=reproducible, first=first,
+                              fidelity=fidelity or FIDELITIES["full"](steps, None, 1),
+                              foresight=Foresight(constraints or {}, space, count, steps)).run()
         except (StorageInternalError, SQLAlchemyError) as error:
             if storage is None and isinstance(error, StorageInternalError):
                 raise storage_error(error, run.path) from error
@@ -62,17 +71,21 @@ class Search:
 
     def __init__(self, space: Space, study: optuna.Study, budget: Budget, jobs: Jobs, run: RunFolder,
                  observer: Observer, *, seed: int, steps: int, workers: int, constraints: dict[str, float],
-                 reproducible: bool, first: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+                 reproducible: bool, first: Sequence[tuple[str, Mapping[str, Any]]], fidelity: Fidelity,
+                 foresight: Foresight) -> None:
         self._space, self._budget, self._jobs, self._folder, self._observer = space, budget, jobs, run, observer
         self._seed, self._steps, self._workers, self._constraints = seed, steps, workers, constraints
         self._reproducible, self._study, self._store = reproducible, study, store_of(study)
         self._first = [space.stored(method, space.nearest(method, point)) for method, point in first]
+        self._fidelity, self._history, self._foresight = fidelity, History(run), foresight
         self._told: dict[int, Outcome] = {}
         self._flight: dict[int, Trial] = {}
         self._ended: dict[int, Outcome] = {}  # not told yet
         self._originals: dict[str, int] = {}  # key of a point -> the trial that runs it
         self._copies: dict[int, int] = {}  # trial in flight -> the earlier one with its point
-        self._repetitions = 0  # points in a row, up to the latest, that were known already
+        self._start: Start | None = None  # what the next trial is
+        self._unstarted: set[int] = set()  # foreseen to be infeasible
+        self._idle = 0  # points in a row, up to the latest, that were not run
         self._clock = Clock(run, "search")
 
     def run(self) -> list[Outcome]:
@@ -86,9 +99,10 @@ class Search:
                 if not self._flight:
                     break
                 self._collect()
-        if self._repetitions >= EXHAUSTED:
-            self._observer.message(f"The space is exhausted: {EXHAUSTED} points in a row were known already. "
-                                   f"The search ends after {len(self._originals)} trials.")
+        if self._idle >= EXHAUSTED:
+            why = "known already or surely infeasible" if self._unstarted else "known already"
+            self._observer.message(f"The space is exhausted: {EXHAUSTED} points in a row were {why}. "
+                                   f"The search ends after {self._run_points} trials.")
         return [self._told[number] for number in sorted(self._told)]
 
     def _resume(self) -> None:
@@ -101,9 +115,12 @@ class Search:
                     raise InputError(f"{self._folder.trial(trial.number)} has no outcome.json, but the store knows "
                                      "this trial as finished: put the folder back, or choose another --out")
                 self._told[trial.number] = outcome
-                self._note(trial.number, outcome.method, outcome.hyperparameters)
+                if self._note(trial.number, outcome.method, outcome.hyperparameters, outcome.continues) is None:
+                    self._begin(outcome)
+                    self._hear(outcome)
             elif trial.state == TrialState.RUNNING:
                 self._show(trial.number)
+                self._start = self._due()
                 self._launch(Trial(self._study, trial._trial_id))
 
     @property
@@ -113,15 +130,31 @@ class Search:
     def _may_ask(self) -> bool:
         """A trial is in flight until it is told, which (unless `reproducible` is off) is in order."""
         in_time = self._budget.hours is None or self._clock.seconds < self._budget.hours * 3600
-        return (in_time and len(self._flight) < self._workers and self._repetitions < EXHAUSTED
-                and len(self._originals) < self._budget.trials)
+        if not in_time or len(self._flight) >= self._workers:
+            return False
+        self._start = self._due()
+        return self._start is not None
+
+    def _due(self) -> Start | None:
+        """What the next trial is; None where there is nothing to do until more is told."""
+        return self._fidelity.next(self._history, self._idle < EXHAUSTED and self._run_points < self._budget.trials)
+
+    @property
+    def _run_points(self) -> int:
+        return len(self._originals) - len(self._unstarted)
 
     def _ask(self) -> None:
         number = self._next
         self._folder.unfinish()
         self._show(number)
-        if number < len(self._first) and not self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-            self._study.enqueue_trial(self._first[number])
+        begun = number - len(self._history.successors)
+        if not self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            if self._start and self._start.continues is not None:
+                former = self._told[self._start.continues]
+                self._study.enqueue_trial(self._space.stored(former.method, former.hyperparameters),
+                                          user_attrs={CONTINUES: former.number})
+            elif begun < len(self._first):
+                self._study.enqueue_trial(self._first[begun])
         self._launch(self._study.ask())
 
     def _show(self, number: int) -> None:
@@ -133,20 +166,55 @@ class Search:
         method, point = self._space.suggest(trial)
         self._store.write_params(trial._trial_id)
         self._store.horizon = None
-        self._flight[trial.number] = trial
-        original = self._note(trial.number, method, point)
+        number, folder = trial.number, self._folder.trial(trial.number)
+        self._flight[number] = trial
+        start = Start.read(folder) or self._start or Start(self._steps)
+        original = self._note(number, method, point, start.continues)
         if original is not None:
-            self._copies[trial.number] = original
+            self._copies[number] = original
             return
-        outcome = self._jobs.start(Job(trial.number, method, point, self._seed, self._steps,
-                                       self._folder.trial(trial.number), self._constraints))
+        excesses, foreseen = self._foresight.excesses(method, point) if start.continues is None else ({}, None)
+        if not (folder / "start.json").exists() and not self._foresight.starts(excesses, foreseen):
+            self._skip(Outcome(number, "infeasible", method, point, self._seed, constraints=excesses, foreseen=foreseen,
+                               started=False, error=self._foresight.reason(excesses)))
+            return
+        self._history.begin(number, start.continues)
+        self._idle = 0
+        with full_disk(folder):
+            start.write(folder)
+        if start.continues is not None:
+            self._folder.hand_on(start.continues, number)
+        outcome = self._jobs.start(Job(number, method, point, self._seed, start.steps, folder, self._constraints,
+                                       start.continues, start.hurdles, foreseen))
         if outcome is not None:
-            self._ended[trial.number] = outcome
+            self._ended[number] = outcome
 
-    def _note(self, number: int, method: str, point: Mapping[str, Any]) -> int | None:
-        """The earlier trial with the same active point."""
-        original = self._originals.setdefault(self._space.key(method, point), number)
-        self._repetitions = self._repetitions + 1 if original != number else 0
+    def _skip(self, outcome: Outcome) -> None:
+        """A point that is foreseen to be infeasible is told as that, and takes nothing from the budget."""
+        with full_disk(self._folder.path):
+            write_outcome(self._folder.trial(outcome.number), outcome)
+        self._begin(outcome)
+        self._ended[outcome.number] = outcome
+
+    def _begin(self, outcome: Outcome) -> None:
+        if outcome.started:
+            self._history.begin(outcome.number, outcome.continues)
+            self._idle = 0
+        else:
+            self._unstarted.add(outcome.number)
+            self._idle += 1
+
+    def _hear(self, outcome: Outcome) -> None:
+        self._foresight.tell(outcome)
+        if outcome.started:
+            self._history.tell(outcome)
+
+    def _note(self, number: int, method: str, point: Mapping[str, Any], continues: int | None) -> int | None:
+        """The earlier trial with the same active point, unless this one continues it."""
+        key = self._space.key(method, point)
+        original = self._originals.setdefault(key, number) if continues is None else number
+        self._originals[key] = original if continues is None else number
+        self._idle += original != number
         return original if original != number else None
 
     def _collect(self) -> None:
@@ -175,8 +243,14 @@ class Search:
     def _tell(self, number: int, outcome: Outcome) -> None:
         if number in self._copies:
             write_outcome(self._folder.trial(number), outcome)
-        tell(self._study, self._flight.pop(number), outcome)
+        else:
+            self._hear(outcome)
+        tell(self._study, self._flight.pop(number), outcome, self._history.forecast(outcome), self._steps)
         self._folder.lighten(self._folder.trial(number))
+        if self._history.resting:
+            for former in self._history.resting - self._fidelity.kept(self._history):
+                self._history.resting.discard(former)
+                self._folder.forget_checkpoint(former)
         self._told[number] = outcome
         self._ended.pop(number, None)
         self._copies.pop(number, None)

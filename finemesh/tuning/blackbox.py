@@ -4,6 +4,7 @@ The base model stays loaded; a trial that breaks anything costs only itself (the
 """
 
 import gc
+import math
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -18,12 +19,15 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from finemesh.trial import Job, Outcome, write_outcome
+from finemesh.tuning.constraints import Infeasible, broken, check, violations
 from finemesh.tuning.data.batches import Encoded, encode, question
 from finemesh.tuning.data.examples import Dialogue, Example
 from finemesh.tuning.data.split import read_split
 from finemesh.tuning.evaluation.generation import answers
 from finemesh.tuning.evaluation.loss import Evaluation, evaluate
 from finemesh.tuning.evaluation.metrics import task_losses
+from finemesh.tuning.evaluation.rival import Rival, read_rival, write_rows
+from finemesh.tuning.hurdles import Hopeless, hopeless, hurdle_after
 from finemesh.tuning.memory import MB, PeakMemory
 from finemesh.tuning.methods import METHODS, Context, Point
 from finemesh.tuning.models import context_length, load_model, load_tokenizer
@@ -33,14 +37,6 @@ from finemesh.tuning.training import CurveLine, Diverged, Plan, fine_tune
 Report = Callable[[Mapping[str, Any]], None]
 VALIDATION_SHARE = 0.25  # of the training work, at most, goes into validating along the way
 FORWARD_SHARE = 1 / 3  # of a training step's work is its forward pass
-
-
-class Infeasible(Exception):
-    """A constraint is broken for certain; `numbers` are the outcome's so far."""
-
-    def __init__(self, message: str, numbers: Mapping[str, Any]) -> None:
-        super().__init__(message)
-        self.numbers = numbers
 
 
 @dataclass(frozen=True)
@@ -107,7 +103,7 @@ class Blackbox:
         """Run the trial, write its outcome.json and give the outcome back. Raises nothing that a trial can do wrong."""
         job.folder.mkdir(parents=True, exist_ok=True)
         base = Outcome(job.number, "failed", job.method, dict(job.hyperparameters), job.seed, job.steps,
-                       base_memory_mb=round(self.base_memory_mb, 1))
+                       base_memory_mb=round(self.base_memory_mb, 1), continues=job.continues, foreseen=job.foreseen)
         start = time.monotonic()
         try:
             outcome = self._tuned(job, base, report)
@@ -123,9 +119,9 @@ class Blackbox:
                 traceback.print_exc(file=log)
         if not outcome.seconds:
             outcome = replace(outcome, seconds=round(time.monotonic() - start, 3))
-        outcome = replace(outcome, constraints=_violations(outcome, job.constraints) or outcome.constraints)
-        if outcome.state == "complete" and any(excess > 0 for excess in outcome.constraints.values()):
-            outcome = replace(outcome, state="infeasible", error=_broken(outcome, job.constraints))
+        outcome = replace(outcome, constraints=violations(outcome, job.constraints) or outcome.constraints)
+        if outcome.state in ("complete", "pruned") and any(excess > 0 for excess in outcome.constraints.values()):
+            outcome = replace(outcome, state="infeasible", error=broken(outcome.constraints, job.constraints))
         if outcome.state not in ("complete", "pruned"):
             self._model = None  # whatever it was, the next trial starts from fresh weights
         write_outcome(job.folder, outcome)
@@ -174,7 +170,7 @@ class Blackbox:
             tuned = method.prepare(self.model, job.hyperparameters, context).to(self.device)
             trainable = sum(p.numel() for p in tuned.parameters() if p.requires_grad)
             numbers: dict[str, Any] = {"trainable_parameters": trainable}
-            self._check(base, job, numbers)
+            check(base, job.constraints, numbers)
             evaluations: list[Evaluation] = []
             rows = method.shape(tuned, self.train.examples, self.train.rows, job.hyperparameters, context,
                                 training=True) if method.trains else self.train.rows
@@ -182,46 +178,62 @@ class Blackbox:
                                       training=False)
 
             def validate() -> float:
-                if method.starts_at_base and not evaluations and not (job.folder / "curve.jsonl").stat().st_size:
+                step = len((job.folder / "curve.jsonl").read_bytes().splitlines())  # a line for each, 0 too
+                if step == 0 and method.starts_at_base:
                     return self.base_validation_loss
-                evaluations.append(self._evaluate(tuned, validation))
+                evaluations.append(self._compared(tuned, validation, job, min(step, job.steps)))
                 return evaluations[-1].loss
 
             def watch(line: CurveLine) -> None:
                 report(asdict(line))
                 so_far = numbers | {"seconds": line.seconds, "peak_memory_mb": round(memory.peak_mb(), 1),
                                     "trained_tokens": line.trained_tokens}
-                self._check(base, job, so_far)
+                check(base, job.constraints, so_far)
+                if line.validation_loss is not None and evaluations and (reason := hopeless(line, evaluations[-1], job)):
+                    raise Hopeless(reason, line)
 
-            progress = fine_tune(tuned, method, job.hyperparameters, rows, self._plan(job), self.accelerator, validate,
-                                 job.folder, report=watch, peak_memory_mb=memory.peak_mb)
-            if not evaluations:
-                evaluations.append(self._evaluate(tuned, validation))
+            try:
+                progress = fine_tune(tuned, method, job.hyperparameters, rows, self._plan(job), self.accelerator, validate,
+                                     job.folder, report=watch, peak_memory_mb=memory.peak_mb)
+                if not evaluations:
+                    validate()
+            except Hopeless as stop:
+                self._model = method.remove(tuned)
+                line, seen = stop.line, evaluations[-1]
+                return replace(
+                    base, state="pruned", error=str(stop), validation_loss=seen.loss, scored_tokens=seen.scored_tokens,
+                    steps=line.step, trained_tokens=line.trained_tokens, seconds=line.seconds,
+                    peak_memory_mb=round(memory.peak_mb(), 1), trainable_parameters=trainable)
             self._same_tokens(evaluations[-1])
             evaluation = self.validation.by_task(evaluations[-1])
             metrics = {**evaluation.metrics, **method.counts(tuned)}
             method.save(tuned, job.folder / "adapter", self.task.source.public_name)
             self._model = method.remove(tuned)
+        whole = job.steps >= self.task.steps or not method.trains
         return replace(
-            base, state="complete", validation_loss=evaluation.loss, metrics=metrics,
+            base, state="complete" if whole else "pruned", validation_loss=evaluation.loss, metrics=metrics,
+            steps=max(job.steps, self.task.steps) if whole else job.steps,
             scored_tokens=evaluation.scored_tokens, trained_tokens=progress.trained_tokens,
             seconds=round(progress.seconds, 3), peak_memory_mb=round(progress.peak_memory_mb, 1),
             trainable_parameters=trainable, adapter_mb=round(_size(job.folder / "adapter") / MB, 3),
         )
 
+    def _compared(self, tuned: nn.Module, rows: Sequence[Encoded], job: Job, step: int) -> Evaluation:
+        """The evaluation after `step` updates, cut short where the rival of this step is surely better."""
+        hurdle = hurdle_after(job, step)
+        rival = read_rival(job.folder.parent / hurdle.rival, step, hurdle.loss) if hurdle else None
+        evaluation = self._evaluate(tuned, rows, rival)
+        if job.hurdles is not None and not evaluation.beaten and math.isfinite(evaluation.loss):
+            write_rows(job.folder, step, evaluation.loss, evaluation.row_losses)
+        return evaluation
+
     def _plan(self, job: Job) -> Plan:
         task = self.task
-        rows = len(self.train.rows)
-        training = job.steps * task.batch_size * self.train.tokens / rows
+        horizon = max(job.steps, task.steps)  # that of the full trial: it validates after the same steps
+        training = horizon * task.batch_size * self.train.tokens / len(self.train.rows)
         affordable = VALIDATION_SHARE * training / (FORWARD_SHARE * max(1, self.validation.tokens))
-        return Plan(task.task, job.steps, task.steps if job.steps <= task.steps else job.steps, task.batch_size, job.seed,
-                    self._pad_id, accumulation=task.accumulation, validations=min(10, max(2, round(affordable))))
-
-    def _check(self, base: Outcome, job: Job, numbers: Mapping[str, Any]) -> None:
-        outcome = replace(base, **numbers)
-        violations = _violations(outcome, job.constraints)
-        if any(excess > 0 for excess in violations.values()):
-            raise Infeasible(_broken(replace(outcome, constraints=violations), job.constraints), numbers)
+        return Plan(task.task, job.steps, horizon, task.batch_size, job.seed, self._pad_id, accumulation=task.accumulation,
+                    validations=min(10, max(2, round(affordable))))
 
     def _same_tokens(self, evaluation: Evaluation) -> None:
         rows = self.validation.rows
@@ -231,9 +243,9 @@ class Blackbox:
         if not abs(evaluation.loss) < float("inf"):
             raise Diverged(f"the validation loss is {evaluation.loss}")
 
-    def _evaluate(self, model: nn.Module, rows: Sequence[Encoded]) -> Evaluation:
+    def _evaluate(self, model: nn.Module, rows: Sequence[Encoded], rival: Rival | None = None) -> Evaluation:
         with self.accelerator.autocast():
-            return evaluate(model, rows, self.task.task, self._pad_id, self.device)
+            return evaluate(model, rows, self.task.task, self._pad_id, self.device, rival)
 
     def context(self, seed: int) -> Context:
         """What methods may look at."""
@@ -271,17 +283,6 @@ class Blackbox:
 
 class ScoredTokensDiffer(Exception):
     """A trial scored other tokens than those fixed before the search."""
-
-
-def _violations(outcome: Outcome, bounds: Mapping[str, float]) -> dict[str, float]:
-    """value - bound for each constraint whose value is known."""
-    values = {**outcome.to_json(), **outcome.metrics}
-    return {name: values[name] - bound for name, bound in bounds.items() if values.get(name)}
-
-
-def _broken(outcome: Outcome, bounds: Mapping[str, float]) -> str:
-    name, excess = max(outcome.constraints.items(), key=lambda item: item[1] / max(abs(bounds[item[0]]), 1e-12))
-    return f"{name} is {bounds[name] + excess:g}, more than {bounds[name]:g}"
 
 
 def _out_of_memory(error: BaseException) -> bool:

@@ -1,5 +1,6 @@
 """What every tuning method must keep to, over the METHODS table and over three made-up methods that the loop must carry."""
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -175,3 +176,21 @@ def test_table_entry_is_whole(method):
     assert set(method.reference) == set(method.space)
     for name, hyperparameter in method.space.items():
         assert hyperparameter.distribution._contains(hyperparameter.distribution.to_internal_repr(method.reference[name]))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_trained_parameters_are_counted_without_the_weights(name: str) -> None:
+    method = METHODS[name]
+    for kind, task in (("llama", "instruct"), ("gpt2", "instruct"), ("bert", "classify"), ("llama", "classify")):
+        model, context = tiny.case(kind, task)
+        if method.unfit(model, task):
+            continue
+        with torch.device("meta"):
+            skeleton = type(model)(model.config).requires_grad_(False)
+        for point in (settings(method), dict(method.reference)):
+            if method.refuses(model, point, context):
+                continue
+            tuned = method.prepare(model, point, context)
+            there = sum(p.numel() for p in tuned.parameters() if p.requires_grad)
+            model = method.remove(tuned)
+            assert method.trainable(copy.deepcopy(skeleton), point, context) == there, (kind, task, point)

@@ -13,7 +13,7 @@ from tests import tiny
 CONTENT: dict[str, Any] = {
     "name": "demo", "base_model": "HuggingFaceTB/SmolLM2-135M-Instruct", "task": "instruct", "labels": [],
     "method": {"name": "lora"}, "peft_type": "LORA", "source": "package:chatterbot-corpus", "steps": 20,
-    "batch_size": 8, "max_length": 512, "optimizer": "nomad", "trials": 12,
+    "batch_size": 8, "max_length": 512, "optimizer": "nomad", "fidelity": "full", "trials": 12,
     "versions": {"finemesh": "0.1.0", "PyNomadBBO": None},
     "data": {"rows": {"train": 717, "validation": 90, "test": 1}, "duplicates": 1128, "data_hash": "9f2c41"},
     "finish": {

@@ -9,6 +9,7 @@ from rich.console import Console
 from finemesh.errors import InputError
 from finemesh.results.summary import print_status, print_summary, status
 from finemesh.run import RunFolder
+from finemesh.trial import Outcome, write_outcome
 
 Make = Callable[..., Path]
 
@@ -118,3 +119,17 @@ def test_every_run_has_a_summary(make_run: Make, options: dict[str, object]) -> 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no config\.yaml"):
         status(tmp_path)
+
+
+def test_a_promoted_trial_counts_once_with_all_its_tokens(make_run: Make) -> None:
+    run = make_run(trials=0, finished=False)
+    ended = [Outcome(0, "pruned", "lora", {"rank": 8}, 0, 10, 2.5, trained_tokens=100),
+             Outcome(1, "pruned", "lora", {"rank": 4}, 0, 10, 2.7, trained_tokens=100),
+             Outcome(2, "complete", "lora", {"rank": 8}, 0, 90, 2.0, trained_tokens=900, continues=0)]
+    for outcome in ended:
+        write_outcome(RunFolder(run).trial(outcome.number), outcome)
+    document = status(run)
+    assert document["trials"] == {"complete": 1, "pruned": 1, "infeasible": 0, "failed": 0}
+    assert document["trained_tokens"] == 1000
+    assert document["best"]["number"] == 2
+    assert "1,000 tokens" in printed(print_status, run)

@@ -1,8 +1,9 @@
 """A worker without a model: the loss is a function of the point, and trials do what a script file tells them.
 
-The script: {"seconds": of a step, "die": {"trial number": times}, "until": {"trial number": another that it waits for},
-"refuse": message, "broken": true, "no_test": true} and lists of trial numbers: slow, fail, error, infeasible (no loss),
-heavy (a loss, yet infeasible), pruned, full (the disk), hang. Checkpoints are written as a real trial writes them.
+The script: {"seconds": of a step, "whole": steps of a whole trial, "die": {"trial number": times}, "until": {"trial number":
+another that it waits for}, "refuse": message, "broken": true, "no_test": true} and lists of trial numbers: slow, fail,
+error, infeasible (no loss), heavy (a loss, yet infeasible), pruned, full (the disk), hang. Checkpoints are written as a real
+trial writes them.
 """
 
 import json
@@ -66,12 +67,14 @@ def done(request: dict[str, Any], script: dict[str, Any]) -> Any:
 
 def tune(job: Job, script: dict[str, Any], request: int) -> Outcome:
     job.folder.mkdir(parents=True, exist_ok=True)
-    checkpoint = job.folder / "checkpoint.json"
+    checkpoint = job.folder / "checkpoint.safetensors"
     start = json.loads(checkpoint.read_text())["step"] if checkpoint.exists() else 0
     if job.number in script.get("hang", []):
         time.sleep(1e6)
-    outcome = Outcome(job.number, "complete", job.method, job.hyperparameters, job.seed, job.steps,
-                      validation_loss=loss(job), scored_tokens=100)
+    whole = script.get("whole", job.steps)
+    outcome = Outcome(job.number, "complete" if job.steps >= whole else "pruned", job.method, job.hyperparameters, job.seed,
+                      job.steps, validation_loss=loss(job) * whole / job.steps, scored_tokens=100,
+                      trained_tokens=10 * job.steps, continues=job.continues)
     if job.number in script.get("fail", []):
         outcome = Outcome(job.number, "failed", job.method, job.hyperparameters, job.seed, error="ValueError: NaN")
     if job.number in script.get("infeasible", []):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from finemesh.trial import Job, read_outcome
+from finemesh.trial import Hurdle, Job, read_outcome
 from finemesh.tuning import blackbox as module
 from finemesh.tuning.blackbox import Blackbox
 from finemesh.tuning.data.split import Splits
@@ -75,9 +75,50 @@ def test_answers_before_and_after(box, tmp_path):
     assert found[0]["prompt"] == box.test.examples[0].prompt
 
 
-def test_a_cut_trial_keeps_its_checkpoint(box, tmp_path):
-    box.tune(job(tmp_path, steps=2))
-    assert (tmp_path / "checkpoint.safetensors").exists()
+def test_a_cut_trial_is_pruned_and_continued_from_its_checkpoint(box, tmp_path):
+    whole = box.tune(job(tmp_path / "whole"))
+    cut = box.tune(job(tmp_path / "0000", steps=2))
+    assert (cut.state, cut.steps, cut.error) == ("pruned", 2, None)
+    assert box.evaluate("lora", LORA, tmp_path / "0000", "validation").loss == pytest.approx(cut.validation_loss, abs=1e-6)
+    (tmp_path / "0001").mkdir()
+    (tmp_path / "0000/checkpoint.safetensors").rename(tmp_path / "0001/checkpoint.safetensors")
+    lines = []
+    outcome = box.tune(job(tmp_path / "0001", continues=0), lines.append)
+    assert [line["step"] for line in lines] == [3, 4]
+    assert replace(outcome, seconds=0, peak_memory_mb=0) == replace(whole, seconds=0, peak_memory_mb=0, continues=0)
+    assert not (tmp_path / "0001/checkpoint.safetensors").exists()
+
+
+def test_what_trains_nothing_has_gone_its_full_length(box, tmp_path):
+    outcome = box.tune(job(tmp_path, method="in_context", hyperparameters=dict(METHODS["in_context"].reference), steps=1))
+    assert (outcome.state, outcome.steps, outcome.trained_tokens) == ("complete", 4, 0)
+
+
+def test_a_trial_that_is_surely_behind_ends_within_its_validation(box, tmp_path, monkeypatch):
+    leader = box.tune(job(tmp_path / "0000", hurdles=()))
+    assert sorted(path.name for path in (tmp_path / "0000/rows").iterdir()) == ["2.json", "4.json"]
+    hurdles = [Hurdle(4, leader.validation_loss, "0000")]
+    slow = {**LORA, "learning_rate": 1e-6}
+    assert box.tune(job(tmp_path / "0001", hyperparameters=slow, hurdles=hurdles)).state == "complete"  # 10 rows: too few
+    monkeypatch.setattr("finemesh.tuning.evaluation.rival.FEWEST", 4)
+    monkeypatch.setattr("finemesh.tuning.evaluation.rival.ERROR", 0.2)
+    outcome = box.tune(job(tmp_path / "0002", hyperparameters=slow, hurdles=hurdles))
+    assert (outcome.state, outcome.steps) == ("pruned", 4)
+    assert outcome.error.startswith("surely behind trial 0000 after 4 steps, as ")
+    exact = box.tune(job(tmp_path / "0003", hyperparameters=slow)).validation_loss
+    assert outcome.validation_loss == pytest.approx(exact, abs=0.1)
+    again = box.tune(job(tmp_path / "0004", hurdles=hurdles))  # its rows in other batches
+    assert again.state == "complete"
+    assert again.validation_loss == pytest.approx(leader.validation_loss, abs=1e-5)
+
+
+def test_a_trial_that_is_too_far_behind_stops_on_its_way(box, tmp_path):
+    outcome = box.tune(job(tmp_path, hurdles=[Hurdle(2, 0.5, "none"), Hurdle(4, 9.0, "none")]))
+    assert (outcome.state, outcome.steps) == ("pruned", 2)
+    assert outcome.error.endswith("after 2 steps is above 0.5: too far behind the leaders")
+    assert len((tmp_path / "curve.jsonl").read_text().splitlines()) == 3
+    assert outcome.trained_tokens > 0
+    assert box.tune(job(tmp_path / "after")).state == "complete"
 
 
 @pytest.mark.parametrize(("error", "state"), [

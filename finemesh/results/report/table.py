@@ -73,7 +73,7 @@ def table(record: Record) -> list[TableRow]:
 
 def cells(outcome: Outcome, winner: Any) -> tuple[Cell, ...]:
     state = "winner" if outcome.number == winner else "duplicate" if outcome.duplicate_of is not None else outcome.state
-    note = outcome.error or ""
+    note = outcome.error or (f"stopped after {words.count(outcome.steps, 'step')}" if outcome.state == "pruned" else "")
     if outcome.duplicate_of is not None:
         note = f"the same settings as trial {outcome.duplicate_of}, whose outcome it has"
     loss = outcome.validation_loss
@@ -102,7 +102,11 @@ def facts(record: Record) -> list[tuple[str, str]]:
     if not rows and record.best is not None:
         found.append(("best validation loss", words.loss(record.best.validation_loss)))
     bad = sum(outcome.state == "failed" for outcome in record.trials)
-    found.append(("trials", f"{len(record.trials)}" + (f" ({bad} failed)" if bad else "")))
+    pruned = sum(outcome.state == "pruned" for outcome in record.trials)
+    apart = ", ".join(f"{count} {state}" for count, state in ((bad, "failed"), (pruned, "pruned")) if count)
+    found.append(("trials", f"{len(record.trials)}" + (f" ({apart})" if apart else "")))
+    if record.trained_tokens:
+        found.append(("trained tokens", f"{record.trained_tokens:,}"))
     found.append(("methods", str(len(record.methods))))
     return [*found, ("time", words.duration(record.seconds))] if record.seconds else found
 
@@ -123,7 +127,9 @@ def about(record: Record) -> list[tuple[str, str]]:
         ("rows", counts(splits.get("rows") or {})),
         ("duplicates left out", splits.get("duplicates")), ("rows without a scored token", splits.get("dropped")),
         ("notes", " ".join(splits.get("notes") or [])), ("data hash", splits.get("data_hash")),
-        ("optimizer", search.get("optimizer")), ("steps of a trial", search.get("steps")), ("seed", search.get("seed")),
+        ("optimizer", search.get("optimizer")), ("fidelity", search.get("fidelity")),
+        ("constraints", words.foresight(record.foresight)),
+        ("steps of a trial", search.get("steps")), ("seed", search.get("seed")),
         ("precision", precision.get("name") if isinstance(precision, dict) else precision),
         ("processor", machine.get("processor")), ("graphics processors", ", ".join(machine.get("gpus") or [])),
         ("cores", machine.get("cores")), ("threads", machine.get("threads")),

@@ -20,7 +20,7 @@ class Acquisition:
 
     def __init__(self, box: Box, told: Sequence[tuple[Coordinates, Record]], pending: Sequence[Coordinates],
                  front: Front | None = None) -> None:
-        """`told` holds at least one complete trial; `front`, where there are several objectives, is that of all trials."""
+        """`told` holds at least one trial with a loss; `front`, where there are several objectives, is that of all trials."""
         self.box = box
         chosen = _modelled(told)
         waiting = box.features(list(pending))
@@ -28,14 +28,14 @@ class Acquisition:
         points = box.features([point for point, _ in valued])
         losses = _losses([record for _, record in valued])  # (point, objective)
         targets = front.scaled(losses) if front else surrogate.compressed(losses[:, 0])[:, None]
-        feasible = np.array([record.kind == "complete" and record.feasible for _, record in valued])
+        feasible = np.array([record.valued and record.feasible for _, record in valued])
         self.objectives = [surrogate.fit(points, column, box.feature_blocks).believing(waiting) for column in targets.T]
         self.front, self.best = front, None
         if front and pending:
             front.believe(self._predicted(waiting)[0])
         elif not front and feasible.any():
             self.best = float(targets[feasible].min())
-        measured = [(point, record) for point, record in chosen if record.kind in ("complete", "infeasible")]
+        measured = [(point, record) for point, record in chosen if record.kind != "failed"]
         points = box.features([point for point, _ in measured])
         self.constraints = []
         for name in sorted({name for _, record in measured for name in record.violations}):
@@ -118,9 +118,9 @@ def _excesses(name: str, records: Sequence[Record]) -> Vector:
 
 
 def _losses(records: Sequence[Record]) -> Vector:  # (point, objective)
-    """A failure counts as the worst, a pruned trial as at least average."""
+    """A failure counts as the worst; what a pruned trial promised does not beat what was reached."""
     losses = np.array([record.losses for record in records])
-    complete = losses[[record.kind == "complete" for record in records]]
-    worst, middle = complete.max(axis=0), np.median(complete, axis=0)
-    bad = {"failed": lambda loss: worst, "pruned": lambda loss: np.maximum(loss, middle), "complete": lambda loss: loss}
-    return np.array([bad[record.kind](loss) for record, loss in zip(records, losses, strict=True)])
+    valued, complete = (np.array([record.kind in kinds for record in records])
+                        for kinds in (("complete", "pruned"), ("complete",)))
+    reached = losses[complete].min(axis=0) if complete.any() else -np.inf
+    return np.where(valued[:, None], np.maximum(losses, reached), losses[valued].max(axis=0))

@@ -77,9 +77,15 @@ class MeshSearch:
     def told(self, point: Coordinates, record: Record) -> None:
         self.asked(point)
         former = self.known[point]
-        if former is None or record.merit < former.merit:
+        if former is not None and former.kind == "pruned":  # this is how it ended
+            self.records[self.records.index((point, former))] = (point, record)
             self.known[point] = record
-        self.records.append((point, record))
+            if self.best is former:
+                self.best = self._best_free()
+        else:
+            if former is None or record.merit < former.merit:
+                self.known[point] = record
+            self.records.append((point, record))
         if not record.violations.keys() <= set(self._constraints):
             self._constraints = tuple(sorted({*self._constraints, *record.violations}))
         if (self.best is None or record.merit < self.best.merit) and self._is_free(point):
@@ -87,7 +93,7 @@ class MeshSearch:
 
     def open_points(self, process: NomadProcess) -> list[Coordinates]:
         """Points of NOMAD's that may be handed out now; none while the last ones of an iteration are being run."""
-        if self.exhausted or not any(record.kind == "complete" for _, record in self.records):
+        if self.exhausted or not any(record.valued for _, record in self.records):
             return []
         for _ in range(EMPTY_ITERATIONS):
             if not self._over():
@@ -150,14 +156,17 @@ class MeshSearch:
             all(self.known.get(point) is not None for _, point in self._points)
 
     def _restart(self) -> None:
-        free = [(point, record) for point, record in self.records if record.kind == "complete" and self._is_free(point)]
+        free = [(point, record) for point, record in self.records if record.valued and self._is_free(point)]
         if free:
             self._centres.append(min(free, key=_merit)[0])
         if not any(self._is_free(point) for point, _ in free):
             self._centres.clear()  # everything known is near a former centre: begin again with the best
-        self.best = min((record for point, record in self.records if self._is_free(point)),
-                        key=lambda record: record.merit, default=None)
+        self.best = self._best_free()
         self._frame, self._barrier = self._first_frame(), ""
+
+    def _best_free(self) -> Record | None:
+        return min((record for point, record in self.records if self._is_free(point)),
+                   key=lambda record: record.merit, default=None)
 
     def _is_free(self, point: Coordinates) -> bool:
         """Outside the frames in which former searches began and ended."""
@@ -168,7 +177,7 @@ class MeshSearch:
 
     def _cache(self, upto: int | None = None) -> list[tuple[list[float], list[float]]]:
         usable = [(point, record) for point, record in self.records[:upto]
-                  if record.kind == "complete" and self._is_free(point)]
+                  if record.valued and self._is_free(point)]
         if len(usable) > CACHED:
             best = sorted(usable, key=_merit)[: CACHED // 2]
             usable = best + [pair for pair in usable[-CACHED // 2:] if pair not in best]
@@ -176,7 +185,7 @@ class MeshSearch:
         return [(list(point), self._outputs(record)) for point, record in once.items()]
 
     def _outputs(self, record: Record | None) -> list[float]:
-        if record is None or record.kind != "complete":  # what is infeasible without a loss is no centre either
+        if record is None or not record.valued:  # what is infeasible without a loss is no centre either
             return [FAILED] * (self._objectives + len(self._constraints))
         return [*record.losses, *[record.violations.get(name, -1.0) for name in self._constraints]]
 

@@ -56,8 +56,13 @@ class Standing:
     best: tuple[float, ...] = (math.inf,)  # merit
 
     def told(self, record: Record) -> None:
+        former = next((known for known in self.records if known.kind == "pruned" and known.values == record.values), None)
+        if former is not None:  # this is how it ended
+            self.records.remove(former)
+            self.complete -= 1
+            self.best = min((known.merit for known in self.records), default=(math.inf,))
         self.records.append(record)
-        self.complete += record.kind == "complete"
+        self.complete += record.valued
         self.best = min(self.best, record.merit)
 
 

@@ -14,7 +14,8 @@ HUGE = 1e100  # squares of it are still numbers
 
 @dataclass(frozen=True)
 class Record:
-    """One told trial. `loss` is inf where there is none; of a pruned trial it is the last value that it reported.
+    """One told trial. `loss` is inf where there is none; of a pruned trial it is the last value that it reported, which is
+    taken for what it would have ended with, until a later trial with its values says how it did end.
 
     `kind` is "infeasible" where a broken constraint left the trial without a loss (out of memory); one that is complete
     may be infeasible too.
@@ -33,6 +34,10 @@ class Record:
         return (self.loss, *self.others)
 
     @property
+    def valued(self) -> bool:
+        return self.kind in ("complete", "pruned")
+
+    @property
     def feasible(self) -> bool:
         return all(value <= 0 for value in self.violations.values())
 
@@ -43,10 +48,10 @@ class Record:
 
     @property
     def merit(self) -> tuple[int, float, float]:
-        """Smaller is better: complete feasible ones by loss, then infeasible ones by violation, then the rest."""
-        if self.kind == "infeasible" or (self.kind == "complete" and not self.feasible):
-            return (1, self.violation, self.loss)
-        return ({"complete": 0, "pruned": 2, "failed": 3}[self.kind], self.loss, 0.0)
+        """Smaller is better: feasible ones by loss, then infeasible ones by violation, then failed ones."""
+        if self.kind == "failed":
+            return (2, self.loss, 0.0)
+        return (0, self.loss, 0.0) if self.valued and self.feasible else (1, self.violation, self.loss)
 
 
 def read(trial: FrozenTrial, sign: float, *more: float) -> Record:

@@ -14,6 +14,8 @@ from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+CONTINUES = "continues"  # the attribute of a trial that goes on with an earlier, pruned one: its number
+
 
 class ReseededSampler(BaseSampler):
     """`make(seed)` gives the sampler of one trial."""
@@ -49,13 +51,21 @@ class ReseededSampler(BaseSampler):
 
 
 class StudyThen:
-    """The study as it was when trial `number` was asked for; what a sampler would write to it is let go."""
+    """The study as it was when trial `number` was asked for; what a sampler would write to it is let go.
+
+    Of a trial that a later one continued only the later one is shown, once it is told: a point that was promoted is not
+    good and bad at once.
+    """
 
     def __init__(self, study: Study, number: int, workers: int) -> None:
         self.study = study
         self.number = number
         trials = [trial for trial in study.get_trials(deepcopy=False) if trial.number < number]
-        self._trials = [trial if trial.number <= number - workers else _running(trial) for trial in trials]
+        told = [trial for trial in trials if trial.number <= number - workers]
+        continued = {trial.user_attrs.get(CONTINUES) for trial in told if trial.state.is_finished()}
+        self._trials = [trial for trial in told if trial.number not in continued]
+        self._trials += [_running(trial) for trial in trials
+                         if trial.number > number - workers and CONTINUES not in trial.user_attrs]
         self._storage = _NoWriting()
 
     def __getattr__(self, name: str) -> Any:

@@ -16,6 +16,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAtte
 
 from finemesh.tuning.data.batches import Batch, Encoded, collate
 from finemesh.tuning.evaluation.metrics import classification_metrics, regression_metrics
+from finemesh.tuning.evaluation.rival import Rival
 from finemesh.tuning.features import Probe, States
 from finemesh.tuning.kernels import scored_losses, scored_states
 from finemesh.tuning.models import TaskName
@@ -32,12 +33,16 @@ class BatchLosses:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`loss` = sum(row_losses * row_weights) / sum(row_weights): the mean over scored tokens (or rows)."""
+    """`loss` = sum(row_losses * row_weights) / sum(row_weights): the mean over scored tokens (or rows).
+
+    `beaten`: a rival is surely better; rows that were not looked at weigh nothing, and `loss` is an estimate.
+    """
 
     loss: float
     row_losses: list[float]
     row_weights: list[int]
     metrics: dict[str, float] = field(default_factory=dict)
+    beaten: bool = False
 
     @property
     def scored_tokens(self) -> int:
@@ -115,22 +120,30 @@ def _looked_at(model: nn.Module, batch: Batch, task: TaskName) -> tuple[torch.Te
 
 @torch.no_grad()
 def evaluate(model: nn.Module, rows: Sequence[Encoded], task: TaskName, pad_id: int,
-             device: torch.device | str = "cpu") -> Evaluation:
-    """The model's losses on `rows`, in their order. The model is put in evaluation mode and back."""
+             device: torch.device | str = "cpu", rival: Rival | None = None) -> Evaluation:
+    """The model's losses on `rows`, in their order. The model is put in evaluation mode and back.
+
+    With a rival they are looked at part by part, and no further once the rival is surely better.
+    """
     training = model.training
     model.eval()
     try:
         sums = torch.zeros(len(rows), dtype=torch.float64)
         weights = torch.zeros(len(rows), dtype=torch.int64)
         outputs: dict[int, list[float]] = {}
-        for indices in evaluation_batches([len(row.input_ids) for row in rows]):
-            batch = collate([rows[i] for i in indices], pad_id).to(device)
-            result = batch_losses(model, batch, task)
-            where = torch.tensor(indices)[result.rows.cpu()]
-            sums.index_add_(0, where, result.losses.double().cpu())
-            weights.index_add_(0, where, torch.ones_like(where))
-            if result.outputs is not None:
-                outputs.update(zip(indices, result.outputs.tolist(), strict=True))
+        for part in rival.parts() if rival else [list(range(len(rows)))]:
+            for batched in evaluation_batches([len(rows[i].input_ids) for i in part]):
+                indices = [part[i] for i in batched]
+                batch = collate([rows[i] for i in indices], pad_id).to(device)
+                result = batch_losses(model, batch, task)
+                where = torch.tensor(indices)[result.rows.cpu()]
+                sums.index_add_(0, where, result.losses.double().cpu())
+                weights.index_add_(0, where, torch.ones_like(where))
+                if result.outputs is not None:
+                    outputs.update(zip(indices, result.outputs.tolist(), strict=True))
+            if rival and (estimate := rival.better(sums.numpy(), weights.numpy())) is not None:
+                row_losses = (sums / weights.clamp(min=1)).tolist()
+                return Evaluation(estimate, row_losses, weights.tolist(), beaten=True)
     finally:
         model.train(training)
     return Evaluation(

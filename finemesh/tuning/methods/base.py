@@ -73,6 +73,11 @@ class Method:
         """
         return None
 
+    def trainable(self, model: PreTrainedModel, point: Point, context: Context) -> int:
+        """How many parameters `prepare` makes trainable, told from the model's shapes: its weights are missing. It is a copy
+        that is thrown away afterwards."""
+        return trained(self.prepare(model, point, context))
+
     def prepare(self, model: PreTrainedModel, point: Point, context: Context) -> nn.Module:
         """The model with just the right parameters trainable; `remove` undoes it. Draws from torch's global generator."""
         raise NotImplementedError
@@ -117,6 +122,10 @@ class Method:
         groups = [{"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
                   {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}]
         return torch.optim.AdamW([g for g in groups if g["params"]], lr=float(point["learning_rate"]), fused=True)
+
+
+def trained(tuned: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in tuned.parameters() if parameter.requires_grad)
 
 
 def save_whole(tuned: nn.Module, folder: Path) -> None:

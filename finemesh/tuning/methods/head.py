@@ -50,6 +50,9 @@ class Head(Method):
             return f"head finds no output layer in {type(model).__name__}"
         return None
 
+    def trainable(self, model: PreTrainedModel, point: Point, context: Context) -> int:
+        return sum(parameter.numel() for parameter in model.get_submodule(head_name(model)).parameters())
+
     def prepare(self, model: PreTrainedModel, point: Point, context: Context) -> nn.Module:
         name = head_name(model)
         frozen = model.get_submodule(name)

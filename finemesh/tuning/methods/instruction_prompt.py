@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from finemesh.hyperparameter import choice, integer, real
-from finemesh.tuning.methods.base import PEFT_TASKS, Context, Point, PromptMethod
+from finemesh.tuning.methods.base import PEFT_TASKS, Context, Point, PromptMethod, trained
 from finemesh.tuning.methods.prompting import CHOSEN, INSTRUCTION, Prompting
 
 SPREAD = 0.5  # the vectors start uniform in [-0.5, 0.5]
@@ -37,6 +37,9 @@ class InstructionPrompt(Prompting, PromptMethod):
     def configuration(self, model: PreTrainedModel, point: Point, context: Context) -> PeftConfig:
         return PromptTuningConfig(task_type=PEFT_TASKS[context.task], num_virtual_tokens=self.vectors(point),
                                   prompt_tuning_init=PromptTuningInit.RANDOM)
+
+    def trainable(self, model: PreTrainedModel, point: Point, context: Context) -> int:
+        return trained(super().prepare(model, point, context))
 
     def prepare(self, model: PreTrainedModel, point: Point, context: Context) -> nn.Module:
         tuned: Any = super().prepare(model, point, context)

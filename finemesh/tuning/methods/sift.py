@@ -74,6 +74,12 @@ class Sift(Method):
                         f"{rows * columns}: the rank may be at most {rows * columns // (rows + columns)}")
         return None
 
+    def trainable(self, model: PreTrainedModel, point: Point, context: Context) -> int:
+        entries = sum(_entries(point, layer) for layer in linear_layers(model, point["layers"]).values())
+        if context.task == "instruct":
+            return entries
+        return entries + sum(parameter.numel() for parameter in model.get_submodule(head_name(model)).parameters())
+
     def prepare(self, model: PreTrainedModel, point: Point, context: Context) -> nn.Module:
         layers = linear_layers(model, point["layers"])
         weights = {name: model.get_parameter(f"{name}.weight") for name in layers}

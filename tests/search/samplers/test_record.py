@@ -29,10 +29,11 @@ def test_a_pruned_trial_gives_its_last_report() -> None:
     assert (record.kind, record.loss) == ("pruned", 4.0)
 
 
-def test_merit_puts_feasible_before_infeasible_before_pruned_before_failed() -> None:
-    trials = [trial(value=9.0, constraints={"memory": 0.0}), trial(value=1.0, constraints={"memory": 0.5, "time": -1}),
+def test_merit_puts_feasible_before_infeasible_before_failed() -> None:
+    trials = [trial(state=TrialState.PRUNED, intermediate_values={0: 8.0}),
+              trial(value=9.0, constraints={"memory": 0.0}), trial(value=1.0, constraints={"memory": 0.5, "time": -1}),
               trial(value=0.0, constraints={"memory": 0.5, "time": math.inf}),
-              trial(state=TrialState.PRUNED, intermediate_values={0: 0.0}), trial(state=TrialState.FAIL)]
+              trial(state=TrialState.FAIL)]
     merits = [read(one, sign=1.0).merit for one in trials]
     assert merits == sorted(merits)
     assert len(set(merits)) == len(merits)

@@ -1,0 +1,45 @@
+"""What a fidelity rule is: it says what trial n is, a new point or the continuation of an earlier one, and how far it goes.
+
+A rule is asked when exactly the trials up to n - workers are told, and sees no more than these and which others have
+begun: the order in which trials end changes neither points nor promotions. A promotion is a trial of its own that takes up
+the checkpoint of the one that it continues, so that no outcome ever changes. Fidelity is counted in optimizer steps.
+"""
+
+import json
+from collections.abc import Set
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+from finemesh.search.fidelities.history import History
+from finemesh.trial import Hurdle, write_json
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a trial is to do, decided once: a search that goes on reads it back."""
+
+    steps: int
+    continues: int | None = None  # None: a new point
+    hurdles: tuple[Hurdle, ...] | None = None  # None: nobody looks at the single rows
+
+    def write(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "start.json", asdict(self))
+
+    @staticmethod
+    def read(folder: Path) -> "Start | None":
+        file = folder / "start.json"
+        if not file.exists():
+            return None
+        fields = json.loads(file.read_text(encoding="utf-8"))
+        hurdles = fields["hurdles"]
+        return Start(**fields | {"hurdles": None if hurdles is None else tuple(Hurdle(**hurdle) for hurdle in hurdles)})
+
+
+class Fidelity(Protocol):
+    def next(self, history: History, may_begin: bool) -> Start | None:
+        """What the next trial is; None where that is not known yet. `may_begin`: new points are left in the budget."""
+
+    def kept(self, history: History) -> Set[int]:
+        """The told trials whose checkpoints may be needed."""

@@ -1,0 +1,105 @@
+"""Brackets of successive halving: many points for a few steps, the best of them for more, the best of these to the end.
+
+A rung is decided when all of it is told; meanwhile the workers begin points of the next bracket, so that none is idle. A
+trial whose rows say that it is surely not among the best 1 / reduction of all that were told after as many steps is not
+promoted, whatever the rest of its bracket is like. Jamieson & Talwalkar, arXiv 1502.07943.
+"""
+
+import math
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import dataclass
+from itertools import pairwise
+
+from finemesh.search.fidelities.base import Start
+from finemesh.search.fidelities.history import History, measured
+from finemesh.search.finish import LEADERS
+from finemesh.trial import Hurdle
+
+
+@dataclass(frozen=True)
+class Rung:
+    trials: int
+    steps: int
+
+
+Shape = tuple[Rung, ...]  # the rungs of a bracket, the last of full length
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Of a rung: the trials to be promoted, best first; None while it is not decided. `kept`: whose checkpoints stay."""
+
+    promoted: list[int] | None
+    steps: int  # of the rung above
+    kept: list[int]
+
+
+@dataclass(frozen=True)
+class Brackets:
+    """`shapes` are taken in turn."""
+
+    shapes: Sequence[Shape]
+    reduction: int
+
+    def next(self, history: History, may_begin: bool) -> Start | None:
+        """Promotions come before new points, those of earlier brackets first."""
+        for decision in self._decisions(history, may_begin):
+            for number in decision.promoted or ():
+                if number not in history.successors:
+                    return self._start(history, decision.steps, number)
+        return self._start(history, self._shape(len(history.points))[0].steps) if may_begin else None
+
+    def kept(self, history: History) -> Set[int]:
+        """A bracket that the budget cut short may yet get more points, and may be decided as it is."""
+        return {number for may_begin in (True, False) for decision in self._decisions(history, may_begin)
+                for number in decision.kept}
+
+    def _decisions(self, history: History, may_begin: bool) -> Iterator[Decision]:
+        """Of every rung below the last that has been reached. A bracket that gets no more points is decided as it is."""
+        begun = 0
+        for index in range(len(history.points)):
+            shape = self.shapes[index % len(self.shapes)]
+            members = history.points[begun:begun + shape[0].trials]
+            if not members:
+                return
+            begun += len(members)
+            all_begun = len(members) == shape[0].trials or not may_begin
+            for rung, above in pairwise(shape):
+                able = sorted((outcome.validation_loss or 0.0, number) for number in members
+                              if (outcome := history.told.get(number)) and outcome.state == "pruned" and measured(outcome))
+                ranked = [number for _, number in able]
+                if not all_begun or not all(number in history.told for number in members):
+                    yield Decision(None, above.steps, ranked)
+                    break
+                promoted = ranked[:math.ceil(above.trials * len(members) / rung.trials)]
+                yield Decision(promoted, above.steps, promoted)
+                members = [history.successors[number] for number in promoted if number in history.successors]
+                all_begun = len(members) == len(promoted)
+
+    def _shape(self, index: int) -> Shape:
+        """Of the bracket in which the point with this index is."""
+        index %= sum(shape[0].trials for shape in self.shapes)
+        for shape in self.shapes:
+            index -= shape[0].trials
+            if index < 0:
+                return shape
+        raise AssertionError
+
+    def _start(self, history: History, steps: int, continues: int | None = None) -> Start:
+        told = history.after(steps)
+        quota = LEADERS if steps == self.shapes[0][-1].steps else max(LEADERS, math.ceil(len(told) / self.reduction))
+        if len(told) <= quota:
+            return Start(steps, continues, ())
+        loss, rival = told[quota - 1]
+        return Start(steps, continues, (Hurdle(steps, loss, history.folder(rival)),))
+
+
+def rungs(steps: int, min_steps: int | None, reduction: int) -> list[int]:
+    """Steps of the rungs, the last the full length: three of them, or as many as have at least `min_steps`."""
+    found = [steps]
+    while len(found) < 3 or min_steps is not None:
+        shorter = round(steps / reduction ** len(found))
+        if shorter < max(1, min_steps or 1):
+            break
+        found.append(shorter)
+    return found[::-1]

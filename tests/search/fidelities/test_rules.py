@@ -1,0 +1,109 @@
+"""What every fidelity rule keeps to, and what the rules are for, on synthetic learning curves."""
+
+import itertools
+import pkgutil
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from finemesh.search.fidelities import FIDELITIES
+from tests.search.fidelities import simulation
+
+CHEAP = [name for name in FIDELITIES if name != "full"]
+every_rule = pytest.mark.parametrize("fidelity", CHEAP)
+
+
+@every_rule
+def test_completion_order_changes_neither_points_nor_promotions(fake: SimpleNamespace, tmp_path: Path, fidelity: str) -> None:
+    one, two = (simulation.search(fake, tmp_path / str(order), fidelity, points=12, workers=3,
+                                   order=order)[0] for order in (0, 1))
+    assert one == two
+    assert len({outcome.steps for outcome in one}) > 1
+
+
+@every_rule
+def test_a_search_stopped_anywhere_goes_on_as_the_uninterrupted_one(fake: SimpleNamespace, tmp_path: Path,
+                                                                    fidelity: str) -> None:
+    whole, _ = simulation.search(fake, tmp_path / "whole", fidelity, points=12, workers=3)
+
+    class Stops(fake.Watcher):
+        def ended(self, outcome: Any) -> None:
+            super().ended(outcome)
+            if len(self.outcomes) == 5:
+                raise KeyboardInterrupt
+
+    for order in (1, 2):
+        with pytest.raises(KeyboardInterrupt):
+            simulation.search(fake, tmp_path / "parts", fidelity, points=12, workers=3, order=order, observer=Stops())
+    assert simulation.search(fake, tmp_path / "parts", fidelity, points=12, workers=3)[0] == whole
+
+
+@pytest.mark.parametrize("place", ["finemesh.search.study.Start.write", "finemesh.run.RunFolder.hand_on", "optuna.Study.ask"])
+def test_a_promotion_interrupted_at_any_point_is_made_once(fake: SimpleNamespace, tmp_path: Path, place: str,
+                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = simulation.search(fake, tmp_path / "whole", "halving", points=9)
+    real = pkgutil.resolve_name(place)
+    for when in ("before", "after"):
+        calls = itertools.count()
+
+        def interrupted(*arguments: Any, when: str = when, calls: Any = calls, **named: Any) -> Any:
+            first = next(calls) == (0 if place.endswith("hand_on") else 9)
+            if first and when == "before":
+                raise KeyboardInterrupt
+            result = real(*arguments, **named)
+            if first:
+                raise KeyboardInterrupt
+            return result
+
+        with monkeypatch.context() as patch:
+            patch.setattr(place, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                simulation.search(fake, tmp_path / when, "halving", points=9)
+        outcomes, parts_trained = simulation.search(fake, tmp_path / when, "halving", points=9)
+        assert outcomes == whole[0]
+        assert parts_trained == 3 * 20 + 60
+
+
+@pytest.fixture(scope="module")
+def full_length(fake: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> float:
+    outcomes, steps = simulation.search(fake, tmp_path_factory.mktemp("full"), "full", "random")
+    assert steps == 18 * simulation.FULL
+    return simulation.best(outcomes)
+
+
+@pytest.mark.parametrize(("fidelity", "optimizer", "share"), [
+    ("halving", "random", 0.27), ("halving", "tpe", 0.27), ("halving", "nomad", 0.27), ("hyperband", "random", 0.5),
+    ("curve", "random", 0.6),
+])
+def test_as_good_a_loss_for_fewer_steps(fake: SimpleNamespace, tmp_path: Path, full_length: float, fidelity: str,
+                                        optimizer: str, share: float) -> None:
+    outcomes, steps = simulation.search(fake, tmp_path, fidelity, optimizer)
+    assert steps <= share * 18 * simulation.FULL
+    assert simulation.best(outcomes) <= full_length
+
+
+def test_halving_promotes_the_best_third_of_every_bracket(fake: SimpleNamespace, tmp_path: Path) -> None:
+    outcomes, steps = simulation.search(fake, tmp_path, "halving", points=9)
+    assert Counter(outcome.steps for outcome in outcomes) == {10: 9, 30: 3, 90: 1}
+    assert steps == 9 * 10 + 3 * 20 + 60
+    first = sorted(outcomes[:9], key=lambda outcome: outcome.validation_loss or 0.0)
+    assert [outcome.continues for outcome in outcomes[9:12]] == [outcome.number for outcome in first[:3]]
+    kept = {path.parent.name for path in tmp_path.glob("trials/*/checkpoint.safetensors")}
+    assert kept == {"0012"}  # complete; a real trial removes it itself
+
+
+def test_what_is_left_of_the_budget_is_decided_among_itself(fake: SimpleNamespace, tmp_path: Path) -> None:
+    outcomes, _ = simulation.search(fake, tmp_path, "halving", points=4, workers=2)
+    assert Counter(outcome.steps for outcome in outcomes) == {10: 4, 30: 2, 90: 1}
+    longer, _ = simulation.search(fake, tmp_path, "halving", points=9, workers=2)
+    assert longer[:7] == outcomes
+    assert Counter(outcome.steps for outcome in longer) >= Counter({10: 9, 30: 3, 90: 1})
+
+
+def test_hyperband_begins_at_every_rung(fake: SimpleNamespace, tmp_path: Path) -> None:
+    outcomes, _ = simulation.search(fake, tmp_path, "hyperband", points=17)
+    begun = Counter(outcome.steps for outcome in outcomes if outcome.continues is None)
+    assert begun == {10: 9, 30: 5, 90: 3}
