@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from finemesh.config import Config, load_config
+from finemesh.config import Config, SearchConfig, load_config
 from finemesh.errors import InputError, nearest
 from finemesh.handover import hand_over
 from finemesh.preparation import (
@@ -213,7 +213,7 @@ def _begun(run: RunFolder, config: Config, meanwhile: Callable[[Callable[[], boo
     """The folder is locked. What ends before the first trial leaves no folder, so that the config can be mended."""
     with run.locked(meanwhile):
         fresh = not run.config.exists()
-        run.begin(_written(config))
+        run.begin(_written(config), _defaults())
         try:
             yield
         except BaseException:
@@ -227,13 +227,19 @@ def _written(config: Config) -> dict[str, Any]:
     return found
 
 
+def _defaults() -> dict[str, Any]:
+    """What a config says of the search that says nothing."""
+    found: dict[str, Any] = json.loads(SearchConfig().model_dump_json(exclude_none=True))
+    return {"search": found}
+
+
 def _lend_a_hand(run: RunFolder, config: Config, observer: Observer, here: int, free: Callable[[], bool]) -> None:
     """Runs trials that another process has asked for and that wait, until the run is free."""
     while not run.task.exists():  # the other one is preparing
         if free():
             return
         time.sleep(LOOK_EVERY)
-    run.check(_written(config))
+    run.check(_written(config), _defaults())
     observer.message(f"Another process searches in {run.path}. This one runs trials that wait there, {here} at a time, and "
                      "goes on with the search when that one ends.")
     with _workers(run, prepared_task(config, run), config, here, run.logs / _process_name()) as executor:

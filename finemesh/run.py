@@ -190,19 +190,19 @@ class RunFolder:
         lock.release()
         return False
 
-    def begin(self, config: Mapping[str, Any]) -> None:
+    def begin(self, config: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> None:
         """Writes config.yaml. InputError where the folder holds a run of another config, or something else."""
         if self.config.exists():
-            self.check(config)
+            self.check(config, defaults)
         elif foreign := sorted(path.name for path in self.path.iterdir() if not path.name.startswith(".lock")):
             raise InputError(f"{self.path} is not the folder of a run (it holds {foreign[0]}, but no config.yaml): "
                              "choose another --out")
         with full_disk(self.path):
             write_text(self.config, write_yaml(dict(config)))
 
-    def check(self, config: Mapping[str, Any]) -> None:
-        """InputError where the run is one of another config."""
-        _check_same(read_yaml(self.config).values, config, self.path)
+    def check(self, config: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> None:
+        """InputError where the run is one of another config. `defaults`: of fields that there were not when it began."""
+        _check_same(read_yaml(self.config).values, config, self.path, defaults or {})
 
 
 def read_curve(folder: Path) -> Curve:
@@ -248,8 +248,8 @@ def write_text(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _check_same(old: Any, new: Mapping[str, Any], path: Path) -> None:
-    before, now = _flat(old or {}), _flat(json.loads(json.dumps(new)))
+def _check_same(old: Any, new: Mapping[str, Any], path: Path, defaults: Mapping[str, Any]) -> None:
+    before, now = _flat(defaults) | _flat(old or {}), _flat(json.loads(json.dumps(new)))
     differing = [name for name in sorted(before.keys() | now.keys())
                  if name not in MAY_CHANGE and before.get(name) != now.get(name)]
     if differing:

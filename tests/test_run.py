@@ -50,6 +50,12 @@ def test_another_config_is_refused_with_what_differs(run: RunFolder, config: dic
     assert run.config.read_text() == before
 
 
+def test_a_field_that_there_was_not_when_the_run_began_may_be_at_its_default(run: RunFolder) -> None:
+    run.begin(changed(fidelity="full"), {"search": {"fidelity": "full"}})
+    with pytest.raises(InputError, match=r"search.fidelity: full there, curve now"):
+        run.begin(changed(fidelity="curve"), {"search": {"fidelity": "full"}})
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(InputError, match=r"is not the folder of a run \(it holds thesis.tex, but no config.yaml\)"):
