@@ -33,7 +33,7 @@ demo: setup
 	$(BIN)/finemesh demo
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests --ignore tests/real --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest -q tests --ignore tests/real --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: setup
 	$(BIN)/ruff check finemesh tests benchmarks

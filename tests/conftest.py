@@ -1,7 +1,9 @@
-"""A folder with a tiny causal model, a tiny classifier and data for both, for the tests that start from a config."""
+"""A folder with tiny models and data, for the tests that start from a config; a search without models."""
 
 import json
+import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,3 +21,9 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
     texts = [{"text": e.text, "label": e.label} for e in tiny.labelled(120)]
     (folder / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts))
     return folder
+
+
+@pytest.fixture(scope="session")
+def fake() -> SimpleNamespace:
+    """tests/search/fake_search.py, which is also a command of its own."""
+    return SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("search") / "fake_search.py"), run_name="fake_search"))

@@ -34,6 +34,31 @@ def config(places: Path, out: Path, *, model: str = "causal", data: str = "pairs
     return load_config(file)
 
 
+class InProcess:
+    """An executor without processes."""
+
+    workers = 1
+
+    def __init__(self, task: Task) -> None:
+        self._blackbox, self._events, self._numbers = Blackbox(task), [], itertools.count()
+
+    def submit(self, kind, arguments):
+        event = Event(next(self._numbers), "result", _do(self._blackbox, kind, arguments, lambda line: None))
+        self._events.append(event)
+        return event.id
+
+    def wait(self, timeout=None):
+        events, self._events = self._events, []
+        return events
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """No process is started: that costs seconds each time, and tests/faults and tests/search/executors start them."""
+    monkeypatch.setattr(api, "_workers", lambda run, task, config, count: nullcontext(InProcess(task)))
+    monkeypatch.setattr(preparation, "measure_precision", lambda: Precision("fp32", 1.0, 1.0))  # one a process
+
+
 @pytest.fixture(scope="module")
 def run(places, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("search") / "run"
@@ -74,27 +99,8 @@ def test_a_finished_search_says_so_again_and_goes_on_with_more_trials(places, ru
     assert points(run)[:5] == before
 
 
-class InProcess:
-    """An executor without processes."""
-
-    workers = 1
-
-    def __init__(self, task: Task) -> None:
-        self._blackbox, self._events, self._numbers = Blackbox(task), [], itertools.count()
-
-    def submit(self, kind, arguments):
-        event = Event(next(self._numbers), "result", _do(self._blackbox, kind, arguments, lambda line: None))
-        self._events.append(event)
-        return event.id
-
-    def wait(self, timeout=None):
-        events, self._events = self._events, []
-        return events
-
-
-def test_a_search_by_halving_continues_trials_and_tells_the_tokens(places, tmp_path, monkeypatch):
-    monkeypatch.setattr(api, "_workers", lambda run, task, config, here: nullcontext(InProcess(task)))
-    monkeypatch.setattr(preparation, "measure_precision", lambda: Precision("fp32", 1.0, 1.0))  # one a process
+@pytest.mark.usefixtures("in_process")
+def test_a_search_by_halving_continues_trials_and_tells_the_tokens(places, tmp_path):
     settings = config(places, tmp_path / "run", trials=4, methods="[lora]")
     changes = {"fidelity": "halving", "reduction": 2, "repeats": 1}
     document = api.search(settings.model_copy(update={"search": settings.search.model_copy(update=changes)}))
@@ -110,6 +116,7 @@ def test_a_search_by_halving_continues_trials_and_tells_the_tokens(places, tmp_p
     assert "(3 pruned)" in (tmp_path / "run/report.html").read_text()
 
 
+@pytest.mark.usefixtures("in_process")
 def test_one_run_and_the_same_again(places, tmp_path):
     settings = config(places, tmp_path / "one")
     outcome = api.tune(settings, "lora", {"rank": 4, "learning_rate": 1e-2}, steps=6)
@@ -123,6 +130,7 @@ def test_one_run_and_the_same_again(places, tmp_path):
         api.tune_again(folder, 3)
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_classifier_on_an_encoder(places, tmp_path):
     settings = config(places, tmp_path / "run", model="encoder", data="labels", methods="[lora, head]", trials=2)
     document = api.search(settings)
@@ -154,6 +162,7 @@ out: {out}
 """
 
 
+@pytest.mark.usefixtures("in_process")
 def test_several_tasks_are_judged_on_those_that_were_held_out(places, tmp_path):
     for start, name in enumerate(("repeat", "last", "held", "new")):
         rows = [{"first": f"w{5 * start + i % 5}", "rest": f"w{i % 19} w{i // 5}"} for i in range(100)]
@@ -191,6 +200,7 @@ def test_several_tasks_are_judged_on_those_that_were_held_out(places, tmp_path):
         list(api.predict(tmp_path / "run", new, "repaet"))
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_prompt_that_trains_nothing_is_handed_over_and_answers_without_the_training_rows(places, tmp_path):
     settings = config(places, tmp_path / "run", trials=6,
                       methods="{in_context: {k: 2, selection: similar}, lora: {learning_rate: 1e-6}}")
@@ -224,6 +234,7 @@ def test_an_instruction_of_ones_own_and_one_that_is_blank(places, tmp_path):
     assert prompt["instruction"] == outcome.hyperparameters["instruction"] == "w4 w5"
 
 
+@pytest.mark.usefixtures("in_process")
 def test_constraints_make_a_trial_infeasible_before_it_trains(places, tmp_path):
     settings = config(places, tmp_path / "run", methods="{lora: {rank: [2, 64]}, prompt: {length: 2}}", trials=4)
     search = settings.search.model_copy(update={"constraints": {"trainable_parameters": 200.0}})
