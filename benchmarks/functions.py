@@ -21,9 +21,8 @@ import numpy as np
 import optuna
 from blackboxes import BLACKBOXES, Blackbox, Values
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
-from rich.console import Console
+from result import machine, show, versions
 from rich.table import Table
-from sides import machine, versions
 
 from finemesh.search.samplers import NomadSampler
 from finemesh.search.samplers.encoding import Box, Dimension
@@ -202,10 +201,7 @@ def main() -> None:
         serve_plain(arguments.plain, arguments.seeds, arguments.evaluations)
         return
     result = measure(arguments.only, 3 if arguments.quick else arguments.seeds, arguments.evaluations)
-    if arguments.json:
-        print(json.dumps(result, indent=1))
-    else:
-        Console().print(table(result))
+    show(result, arguments.json, table(result))
 
 
 if __name__ == "__main__":

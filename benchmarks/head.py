@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from sides import DATA, machine, versions
+from result import machine, versions
+from sides import DATA
 
 from finemesh.config import load_config
 from finemesh.preparation import prepare

@@ -18,9 +18,8 @@ from typing import Any
 
 import optuna
 from optuna.samplers import RandomSampler
-from rich.console import Console
+from result import machine, show, versions
 from rich.table import Table
-from sides import machine, versions
 
 from finemesh.hyperparameter import choice, integer, real
 from finemesh.run import RunFolder
@@ -152,10 +151,7 @@ def main() -> None:
     else:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         result = measure(200 if arguments.quick else arguments.trials, rounds=5, per_round=10 if arguments.quick else 40)
-        if arguments.json:
-            print(json.dumps(result, indent=1))
-        else:
-            Console().print(table(result))
+        show(result, arguments.json, table(result))
 
 
 if __name__ == "__main__":

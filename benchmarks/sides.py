@@ -5,13 +5,11 @@ A side says {"ready": ...}, waits for a line on standard input before each step,
 
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -89,17 +87,3 @@ def replies() -> Any:
     stream = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     return stream
-
-
-def machine() -> dict[str, Any]:
-    return {"processor": processor(), "cores": os.cpu_count(), "system": platform.platform()}
-
-
-def versions(*names: str) -> dict[str, str]:
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
-
-
-def processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())

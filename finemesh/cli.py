@@ -5,25 +5,21 @@ input is wrong, 130 interrupted, 1 anything else. finemesh.api brings torch, so 
 """
 
 import contextlib
-import errno
-import json
 import os
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from finemesh.errors import InputError
+from finemesh.output import Output, explained, opened_output
 from finemesh.yaml_lines import scalar
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from finemesh.config import Config
     from finemesh.search.observer import Observer
     from finemesh.trial import Outcome
@@ -31,7 +27,6 @@ if TYPE_CHECKING:
 app = typer.Typer(name="finemesh", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="Finds the best way to fine-tune a language model on your data, within your budget.",
                   epilog="Start with: finemesh init DATA, then finemesh search finemesh.yaml")
-CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 GO_ON = ("search", "demo")
 INTERRUPTED = 130  # what typer makes of Ctrl-C
 
@@ -65,7 +60,7 @@ def init(
     as_json: Json = False, debug: Debug = False,
 ) -> None:
     """Write a commented config, guessed from the data."""
-    with _output(as_json) as output:
+    with opened_output(as_json) as output:
         from finemesh.init import print_guess, write_config
 
         columns = {field: str(name) for field, name in assigned("--column", column or [], "text=review").items()}
@@ -84,7 +79,7 @@ def search(
     out: Out = None, as_json: Json = False, debug: Debug = False,
 ) -> None:
     """Search the best method and settings. Started again with the same --out it goes on where it stopped."""
-    with _output(as_json) as output:
+    with opened_output(as_json) as output:
         from finemesh.config import load_config
 
         options = {"search.trials": trials, "search.hours": hours, "search.optimizer": optimizer, "search.fidelity": fidelity,
@@ -97,7 +92,7 @@ def search(
 @app.command()
 def demo(as_json: Json = False, debug: Debug = False) -> None:
     """Search on a small real model and real data, to see what comes out."""
-    with _output(as_json) as output:
+    with opened_output(as_json) as output:
         from finemesh.demo import demo_config
 
         _search(demo_config(), output)
@@ -113,7 +108,7 @@ def tune(
     out: Out = None, as_json: Json = False, debug: Debug = False,
 ) -> None:
     """Fine-tune once: a method with given settings, or a trial of a run again."""
-    with _output(as_json) as output:
+    with opened_output(as_json) as output:
         if trial is None:
             outcome = _tune(source, method, settings or [], steps, out)
         else:
@@ -133,7 +128,7 @@ def predict(
     as_json: Json = False, debug: Debug = False,
 ) -> None:
     """Answers or labels of the winner, a line a row (line breaks in an answer are written as \\n)."""
-    with _output(as_json) as output:
+    with opened_output(as_json) as output:
         from finemesh import api
 
         answers = api.predict(run, data, task)
@@ -147,7 +142,7 @@ def predict(
 @app.command()
 def check(config: ConfigFile, as_json: Json = False, debug: Debug = False) -> None:
     """Data, split, memory and time, before anything is spent."""
-    with _output(as_json) as output:
+    with opened_output(as_json) as output:
         from finemesh.config import load_config
         from finemesh.tables import print_check
 
@@ -160,7 +155,7 @@ def check(config: ConfigFile, as_json: Json = False, debug: Debug = False) -> No
 @app.command()
 def status(run: Run, as_json: Json = False, debug: Debug = False) -> None:
     """How far a search is, and the best so far."""
-    with _output(as_json) as output:
+    with opened_output(as_json) as output:
         from finemesh.results import summary
 
         output.show(summary.status(run), lambda _, console: summary.print_status(run, console))
@@ -172,7 +167,7 @@ def report(
     as_json: Json = False, debug: Debug = False,
 ) -> None:
     """Write report.html: one file with everything that was found."""
-    with _output(as_json) as output:
+    with opened_output(as_json) as output:
         from finemesh import api
 
         path = api.report(run)
@@ -192,7 +187,7 @@ def probe(
     out: Out = None, as_json: Json = False, debug: Debug = False,
 ) -> None:
     """How concentrated the gradient is, and the loss around the model, against the same one randomly initialised."""
-    with _output(as_json) as output:
+    with opened_output(as_json) as output:
         given = {name: value for name, value in (("batches", batches), ("directions", directions)) if value is not None}
         for name, value in given.items():
             if type(value) is not int or value < 2:
@@ -211,14 +206,14 @@ def probe(
 @app.command()
 def methods(as_json: Json = False, debug: Debug = False) -> None:
     """The tuning methods, what each trains and what its settings are."""
-    with _output(as_json) as output:
+    with opened_output(as_json) as output:
         from finemesh import api
         from finemesh.tables import print_methods
 
         output.show(api.methods(), print_methods)
 
 
-def _search(config: "Config", output: "_Output", here: int | None = None) -> None:
+def _search(config: "Config", output: Output, here: int | None = None) -> None:
     from finemesh import api
     from finemesh.results.summary import print_summary
 
@@ -277,30 +272,6 @@ def _watched(config: "Config", trials: int | None = None) -> Iterator["Observer"
         yield observer
 
 
-@dataclass(frozen=True)
-class _Output:
-    """Where the result goes, and whether as JSON or as people read it."""
-
-    stream: TextIO
-    as_json: bool
-
-    def show(self, document: Any, printed: "Callable[[Any, Console], None] | None" = None) -> None:
-        if self.as_json or printed is None:
-            print(json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False), file=self.stream)
-        else:
-            from rich.console import Console
-
-            printed(document, Console(file=self.stream, highlight=False))
-
-
-@contextlib.contextmanager
-def _output(as_json: bool) -> Iterator[_Output]:
-    """Whatever else is printed while a command runs goes to standard error."""
-    output = _Output(sys.stdout, as_json)
-    with contextlib.redirect_stdout(sys.stderr):
-        yield output
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its retries are not news; our message says what failed
@@ -311,25 +282,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if "--debug" in given:
             traceback.print_exc()
-        message, status = _explained(error)
+        message, status = explained(error)
         print(f"Error: {message}" if message else "", file=sys.stderr)
     if status == INTERRUPTED:
         again = f" What has ended is kept; go on with: finemesh {shlex.join(given)}"
         print("Interrupted." + (again if given[0] in GO_ON else ""), file=sys.stderr)
     return int(status)
-
-
-def _explained(error: Exception) -> tuple[str, int]:
-    """The message and the exit status."""
-    match error:
-        case InputError():
-            return str(error), 2
-        case typer.TyperException():
-            context = getattr(error, "ctx", None)
-            how = f" ({context.command_path} --help shows what it takes)" if context else ""
-            message = error.format_message()
-            return message and message + how, error.exit_code
-        case OSError() if error.errno in CANNOT_WRITE:
-            place = f"{error.filename}: " if error.filename else ""
-            return f"{place}{error.strerror}; make room there or choose another place (--out)", 2
-    return f"unexpected {type(error).__name__}: {error} (run it again with --debug to see where)", 1

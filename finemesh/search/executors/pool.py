@@ -7,6 +7,7 @@ The protocol is a JSON document a line: {"id", "kind", "arguments"} goes to a wo
 import itertools
 import queue
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from dataclasses import dataclass
 from typing import Any, Self
@@ -30,7 +31,7 @@ class Request:
     losses: int = 0
 
 
-class Pool:
+class Pool(ABC):
     """Workers are started when they are needed, up to `workers` of them; a subclass says how.
 
     A busy worker that has neither said anything nor used the processor for `patience` seconds counts as dead.
@@ -46,8 +47,9 @@ class Pool:
         self._failed_starts = 0
         self.ready: dict[str, Any] = {}  # what the latest worker said of itself when it was ready
 
+    @abstractmethod
     def _start(self, index: int) -> Worker:
-        raise NotImplementedError
+        """A new worker for the slot `index`; it puts what it says into the inbox."""
 
     def submit(self, kind: str, arguments: dict[str, Any]) -> int:
         request = Request(next(self._numbers), kind, arguments)

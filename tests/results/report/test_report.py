@@ -146,7 +146,7 @@ def test_the_share_of_the_method(make_run: Make) -> None:
 
 def test_spaces_are_those_searched_and_else_what_the_trials_show(make_run: Make) -> None:
     searched = spaces(read_record(make_run(space=True)))["lora"]
-    assert (searched["learning_rate"].low, searched["learning_rate"].high) == (1e-5, 1e-2)  # type: ignore[attr-defined]
+    assert (searched["learning_rate"].low, searched["learning_rate"].high) == (1e-5, 1e-2)
     seen = spaces(read_record(make_run()))["lora"]
     assert 1e-5 < seen["learning_rate"].low < seen["learning_rate"].high < 1e-2  # type: ignore[attr-defined]
     assert seen["learning_rate"].log  # type: ignore[attr-defined]
