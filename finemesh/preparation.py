@@ -183,7 +183,8 @@ def prepare(config: Config, run: RunFolder, here: int | None = None) -> Study:
         if not run.machine.exists():
             write_json(run.machine, describe_machine(task.threads) | {"precision": task.precision.to_json()})
     references = {name: space.point(name, {}, METHODS[name].reference) for name in space.methods}
-    _check_scores(config, splits)
+    with config.placed():
+        _check_scores(config, splits)
     return Study(splits, task, space, references, _Fit.of(config, splits, source).trainable)
 
 

@@ -35,6 +35,8 @@ def refused(capsys: Captured, *command: str | Path) -> str:
     ("causal", "pairs", 2, "lora: {}", "line 4: data.max_length: 2 tokens leave no row of the train split with a scored one"),
     ("encoder", "long", 512, "lora: {}", "line 4: data.max_length: a row of the train split has 160 tokens, and the model "
                                          "takes 128: give at most 128"),
+    ("causal", "pairs", 32, "lora: {}\nsearch: {constraints: {accuracy: {at_least: 0.8}}}",
+     "line 7: search.constraints: accuracy is not measured for task: instruct"),
     *(("causal", "pairs", 32, f"{method}: {{length: 9000}}", f"line 6: methods.{method}.length: 9000 cannot be used here")
       for method in ("prefix", "prompt", "p_tuning", "p_tuning_v2")),
 ])
