@@ -130,36 +130,45 @@ class NomadSampler(BaseSampler):
                 if trial.number < self._asked:
                     self._forget(len(study.directions))
                 self._advance(study, trial.number)
-                is_enqueued = trial.system_attrs.get("fixed_params")
-                self._plans[trial.number] = {} if is_enqueued else \
-                    self._portfolio.point(self._choose(trial.number), trial.number)
+                self._plan_now(trial)
             return self._plans[trial.number]
+
+    def _plan_now(self, trial: FrozenTrial) -> None:
+        is_enqueued = trial.system_attrs.get("fixed_params")
+        self._plans[trial.number] = {} if is_enqueued else self._portfolio.point(self._choose(trial.number), trial.number)
 
     def _advance(self, study: Study, number: int) -> None:
         """Bring the portfolio to where trial `number` is asked for, whether by living through it or by replaying."""
         signs = [-1.0 if direction == StudyDirection.MAXIMIZE else 1.0 for direction in study.directions]
         trials = study.get_trials(deepcopy=False)
         for asked in range(self._asked, number + 1):
-            overtaken = self._overtaken(study, trials, asked, number)
+            is_planned = asked == number or self._is_yet_to_ask(trials[asked])
+            overtaken = self._overtaken(study, trials, asked, is_planned)
             for late in sorted(self._late - overtaken):
                 if late <= asked - self._workers:
                     self._late.discard(late)
                     self._portfolio.told(read(trials[late], *signs))
             if asked == number:
                 break
-            if not trials[asked].system_attrs.get("fixed_params"):
+            if is_planned:
+                self._plan_now(trials[asked])
+            elif not trials[asked].system_attrs.get("fixed_params"):
                 self._choose(asked)
             if trials[asked].state != TrialState.WAITING:
                 self._portfolio.asked(asked, self._values(trials[asked], number))
             self._late.add(asked)
         self._asked = number
 
-    def _overtaken(self, study: Study, trials: list[FrozenTrial], asked: int, number: int) -> set[int]:
+    def _is_yet_to_ask(self, trial: FrozenTrial) -> bool:
+        """Whether a later trial's thread came first: two of them are not to get the same point."""
+        return trial.state == TrialState.RUNNING and not trial.params and trial.number not in self._plans
+
+    def _overtaken(self, study: Study, trials: list[FrozenTrial], asked: int, is_planned: bool) -> set[int]:
         """The trials up to asked - workers that were not told when trial `asked` was asked for, which its attribute says."""
         running = {late for late in self._late if late <= asked - self._workers and not trials[late].state.is_finished()}
         if LATE in trials[asked].system_attrs:
             return running | set(trials[asked].system_attrs[LATE])
-        if running and asked == number:
+        if running and is_planned:
             study._storage.set_trial_system_attr(trials[asked]._trial_id, LATE, sorted(running))
         return running
 

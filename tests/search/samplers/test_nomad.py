@@ -157,6 +157,19 @@ def test_threads() -> None:
     assert distinct(study) == 24
 
 
+@pytest.mark.parametrize("told", [6, 8, 12])
+def test_trials_that_ask_after_a_later_one_get_points_of_their_own(told: int) -> None:
+    study = optuna.create_study(sampler=NomadSampler(seed=2))
+    for trial in (study.ask(), study.ask()):
+        study.tell(trial, bowl(trial))
+    study.optimize(bowl, n_trials=told - 2)
+    early = [study._storage.create_new_trial(study._study_id) for _ in range(2)]  # whose threads stop before they ask
+    bowl(study.ask())
+    for number in reversed(early):
+        bowl(Trial(study, number))
+    assert distinct(study) == told + 3
+
+
 def test_a_killed_child_changes_no_point() -> None:
     expected = [trial.params for trial in studied(bowl, 20).trials]
 
