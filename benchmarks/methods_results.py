@@ -60,6 +60,9 @@ class Results:
     def known(self, run: Run) -> bool:
         return run.key in self._lines
 
+    def __getitem__(self, run: Run) -> Line:
+        return self._lines[run.key]
+
     def of(self, dataset: str, method: str) -> list[Line]:
         return [line for line in self._lines.values() if (line["dataset"], line["method"]) == (dataset, method)]
 

@@ -23,6 +23,7 @@ class Task:
     seed: int
     precision: Precision
     threads: int
+    validations: int | None = None  # along the way of a full trial; None: as many as cost little beside the training
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"splits": str(self.splits)}
