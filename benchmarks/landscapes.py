@@ -1,11 +1,11 @@
 """Records landscapes: real trials of many methods on two tasks, so that whole searches replay in seconds (optimizers.py).
 
-SST-2 with MiniLM-L6 and E2E with SmolLM2-135M-Instruct. Of each method: the reference settings, then points that fill its
+SST-2 with MiniLM-L6, and the demo's small talk with SmolLM2-135M-Instruct. Of each method: the reference settings, then points that fill its
 whole space evenly (an additive recurrence), then points near the best two so far, then the best two on two more seeds. Every
 run is a line of benchmarks/landscapes/TASK.jsonl, with its learning curve and the final losses of the validation rows;
 started again, the command goes on. About two hours on two cores; the tasks can be given to two processes.
 
-    python benchmarks/landscapes.py [--tasks sst2,e2e] [--quick] [--threads N] [--json]    (FINEMESH_DATA holds the data)
+    python benchmarks/landscapes.py [--tasks sst2,chatterbot] [--quick] [--threads N] [--json]    (FINEMESH_DATA holds the data)
 """
 
 import argparse
@@ -47,11 +47,12 @@ class Landscape:
 
 
 LANDSCAPES = (
-    Landscape(Dataset("sst2", MINILM, "sst2_train.tsv", test="sst2_dev.tsv", max_length=64, rows=(2000, 200, 1), steps=90,
-                      validations=9),
+    Landscape(Dataset("sst2", MINILM, "sst2_train.tsv", test="sst2_dev.tsv", max_length=64, rows=(2000, 100, 1), steps=54,
+                      batch_size=8, validations=9),
               ("full", "head", "bottleneck", "prefix", "prompt", "p_tuning", "p_tuning_v2", "lora", "sift"), 15, 14),
-    Landscape(Dataset("e2e", SMOLLM, "e2e_valid.jsonl", rows=(800, 20, 1), steps=18, batch_size=4, validations=9),
-              ("lora", "full", "sift", "bottleneck", "prefix", "prompt", "head"), 8, 7, repeated=1),
+    Landscape(Dataset("chatterbot", SMOLLM, "package:chatterbot-corpus", rows=(2000, 20, 1), steps=18, batch_size=4,
+                      validations=9),
+              ("lora", "full", "sift", "bottleneck", "prefix", "prompt", "head"), 9, 8, repeated=1),
 )
 
 

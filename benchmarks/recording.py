@@ -58,7 +58,7 @@ class Recording:
         self.run = RunFolder(out / dataset.name)
         config = Config.model_validate({
             "model": dataset.model, "out": str(self.run.path),
-            "data": {"train": str(DATA / dataset.train), "max_length": dataset.max_length},
+            "data": {"train": source(dataset.train), "max_length": dataset.max_length},
             "search": {"steps": dataset.steps, "batch_size": dataset.batch_size}})
         with self.run.locked():
             self.run.begin(json.loads(config.model_dump_json(exclude_none=True)))
@@ -70,11 +70,11 @@ class Recording:
     def _write_splits(self) -> None:
         """Rows that the published files share are left out of training."""
         files = {"validation": self.dataset.validation, "test": self.dataset.test}
-        own = load(str(DATA / self.dataset.train))
+        own = load(source(self.dataset.train))
         parts: dict[str, list[Example]] = {name: list(own[name]) for name in ("train", "validation", "test")}
         for name, file in files.items():
             if file is not None:
-                given = load(str(DATA / file))
+                given = load(source(file))
                 parts["train"] += parts[name]
                 parts[name] = [*given.train, *given.validation, *given.test]
         held_out = {example.key for name in files for example in parts[name]}
@@ -133,6 +133,11 @@ def curve(folder: Path) -> list[dict[str, Any]]:
     file = folder / "curve.jsonl"
     lines = map(json.loads, file.read_text(encoding="utf-8").splitlines()) if file.exists() else ()
     return [line for line in lines if line.get("validation_loss") is not None]
+
+
+def source(rows: str) -> str:
+    """A file of the data's folder, or what an installed package carries."""
+    return rows if rows.startswith("package:") else str(DATA / rows)
 
 
 def results_file(folder: Path, dataset: Dataset) -> Path:
