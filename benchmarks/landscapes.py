@@ -1,9 +1,9 @@
 """Records landscapes: real trials of many methods on two tasks, so that whole searches replay in seconds (optimizers.py).
 
-SST-2 with MiniLM-L6, and the demo's small talk with SmolLM2-135M-Instruct. Of each method: the reference settings, then points that fill its
-whole space evenly (an additive recurrence), then points near the best two so far, then the best two on two more seeds. Every
-run is a line of benchmarks/landscapes/TASK.jsonl, with its learning curve and the final losses of the validation rows;
-started again, the command goes on. About two hours on two cores; the tasks can be given to two processes.
+SST-2 with MiniLM-L6, and the demo's small talk with SmolLM2-135M-Instruct. Of each method: the reference settings, then
+points that fill its whole space evenly (an additive recurrence), then points near the best two so far, then the best on two
+more seeds. Every run is a line of benchmarks/landscapes/TASK.jsonl, with its learning curve and the final losses of the
+validation rows; started again, the command goes on. About two hours on two cores; the tasks can be given to two processes.
 
     python benchmarks/landscapes.py [--tasks sst2,chatterbot] [--quick] [--threads N] [--json]    (FINEMESH_DATA holds the data)
 """

@@ -1,0 +1,255 @@
+"""Optimizers on recorded landscapes (landscapes.py): the loss that they reach against the tokens that they train.
+
+The plain samplers are Optuna's with their default settings, every trial of full length; GP and CMA-ES, which know no
+conditions, search each method in a study of its own, in turn. The rows of finemesh are its whole search (store, workers'
+protocol, fidelities, paired tests), the reference settings first. A search is judged by the loss, without a seed's noise, of
+the trial that it thinks best.
+`tokens_vs_tpe30`: tokens until the loss is that of 30 full-length TPE trials (its median), over the tokens of those 30.
+
+    python benchmarks/optimizers.py [--quick] [--seeds 30] [--landscapes sst2,...] [--json] [--figure FILE.svg]
+"""
+
+import argparse
+import math
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler, TPESampler
+from optuna.trial import Trial, TrialState
+from replay import LLAMA, Landscape, Replay, published, recorded
+from result import machine, show, versions
+from rich.table import Table
+from sides import DATA
+
+from finemesh.run import RunFolder
+from finemesh.search.budget import Budget
+from finemesh.search.fidelities import FIDELITIES
+from finemesh.search.samplers import OPTIMIZERS, NomadSampler
+from finemesh.search.study import run_search
+from finemesh.trial import Outcome
+
+HERE = Path(__file__).parent
+FULL = 30  # trials of full length that every search may spend
+REDUCTION = 3
+RESAMPLED = 1000
+Trace = list[tuple[float, float]]  # (full-length trials spent, loss of the trial that is thought best)
+Contender = Callable[[Landscape, int], Trace]
+
+
+class Best:
+    """The trace of a search."""
+
+    def __init__(self, landscape: Landscape) -> None:
+        self._landscape, self._measured, self._loss = landscape, math.inf, math.inf
+        self._spent = 0.0
+        self.trace: Trace = []
+
+    def add(self, method: str, point: Mapping[str, Any], spent: float, measured: float | None) -> None:
+        """`measured`: the loss at full length, None where it is not known."""
+        self._spent += spent
+        if measured is not None and measured < self._measured:
+            self._measured, self._loss = measured, self._landscape.end(method, point)
+        self.trace.append((self._spent, self._loss))
+
+
+def plain(sampler: Callable[[int], BaseSampler], landscape: Landscape, seed: int) -> Trace:
+    study, best = optuna.create_study(sampler=sampler(seed)), Best(landscape)
+    for _ in range(FULL):
+        evaluate(study, landscape, seed, best, landscape.space.suggest)
+    return best.trace
+
+
+def by_method(sampler: Callable[[int], BaseSampler], landscape: Landscape, seed: int) -> Trace:
+    """A study for every method, in turn."""
+    best = Best(landscape)
+    studies = {method: optuna.create_study(sampler=sampler(seed)) for method in landscape.space.methods}
+    for number in range(FULL):
+        method = list(studies)[number % len(studies)]
+        evaluate(studies[method], landscape, seed, best, landscape.space.narrowed({method: None}).suggest)
+    return best.trace
+
+
+def elimination(sampler: Callable[[int], BaseSampler], landscape: Landscape, seed: int) -> Trace:
+    """A study for every method; after every round, which gives each that is left as many trials, the worse half goes."""
+    best = Best(landscape)
+    studies = {method: optuna.create_study(sampler=sampler(seed)) for method in landscape.space.methods}
+    rounds = math.ceil(math.log2(len(studies))) + 1
+    spent = 0
+    for index in range(rounds):
+        each = max(1, (FULL - spent) // (rounds - index) // len(studies))
+        for method, study in studies.items():
+            for _ in range(each if index + 1 < rounds or len(studies) > 1 else FULL - spent):
+                if spent < FULL:
+                    evaluate(study, landscape, seed, best, landscape.space.narrowed({method: None}).suggest)
+                    spent += 1
+        ranked = sorted(studies, key=lambda method: lowest(studies[method]))
+        studies = {method: studies[method] for method in ranked[:math.ceil(len(ranked) / 2)]}
+    return best.trace
+
+
+def lowest(study: optuna.Study) -> float:
+    return min((trial.value for trial in study.trials if trial.value is not None), default=math.inf)
+
+
+def evaluate(study: optuna.Study, landscape: Landscape, seed: int, best: Best,
+             suggest: Callable[[Trial], tuple[str, Mapping[str, Any]]]) -> None:
+    trial = study.ask()
+    method, point = suggest(trial)
+    losses = landscape.measured(method, point, seed)
+    loss = None if losses is None else float(losses[-1])
+    if loss is None:
+        study.tell(trial, state=TrialState.FAIL)
+    else:
+        study.tell(trial, loss)
+    best.add(method, point, 1.0, loss)
+
+
+def finemesh(optimizer: str, fidelity: str, landscape: Landscape, seed: int, *, first: bool = True) -> Trace:
+    """As `finemesh search` does it, until as many steps are trained as FULL trials have."""
+    memory = Path("/dev/shm")
+    folder = Path(tempfile.mkdtemp(dir=memory if memory.is_dir() else None))
+    try:
+        run = RunFolder(folder)
+        run.path.mkdir(parents=True, exist_ok=True)
+        outcomes = run_search(
+            landscape.space, OPTIMIZERS[optimizer](seed, 1), Budget(POINTS[fidelity]), Replay(landscape), run, seed=seed,
+            steps=landscape.steps, fidelity=FIDELITIES[fidelity](landscape.steps, None, REDUCTION),
+            first=list(landscape.references.items()) if first else [])
+    finally:
+        shutil.rmtree(folder)
+    return traced(landscape, outcomes)
+
+
+POINTS = {"full": FULL, "halving": 100, "hyperband": 80, "curve": 80}  # new points of a search, more than it can spend
+
+
+def traced(landscape: Landscape, outcomes: Sequence[Outcome]) -> Trace:
+    best = Best(landscape)
+    reached: dict[int, int] = {}
+    for outcome in outcomes:
+        steps = outcome.steps if outcome.state != "failed" else landscape.steps
+        made = 0 if outcome.duplicate_of is not None else steps - reached.get(outcome.continues, 0)  # type: ignore[arg-type]
+        reached[outcome.number] = steps
+        best.add(outcome.method, outcome.hyperparameters, made / landscape.steps,
+                 outcome.validation_loss if outcome.state == "complete" else None)
+    return best.trace
+
+
+CONTENDERS: dict[str, Contender] = {
+    "random": partial(plain, lambda seed: RandomSampler(seed=seed)),
+    "tpe": partial(plain, lambda seed: TPESampler(seed=seed)),
+    "gp": partial(by_method, lambda seed: GPSampler(seed=seed)),
+    "cmaes": partial(by_method, lambda seed: CmaEsSampler(seed=seed)),
+    "nomad": partial(plain, lambda seed: NomadSampler(seed=seed)),
+    "nomad_elimination": partial(elimination, lambda seed: NomadSampler(seed=seed)),
+    "tpe_references": partial(finemesh, "tpe", "full"),
+    "nomad_references": partial(finemesh, "nomad", "full"),
+    **{f"{optimizer}_{fidelity}": partial(finemesh, optimizer, fidelity)
+       for fidelity in ("halving", "hyperband", "curve") for optimizer in ("tpe", "nomad")},
+}
+
+
+def at(trace: Trace, spent: float) -> float:
+    """The loss when so many full-length trials are spent."""
+    return next((loss for used, loss in reversed(trace) if used <= spent + 1e-9), math.inf)
+
+
+def until(trace: Trace, loss: float) -> float:
+    """The full-length trials spent until the loss is reached; inf where it never is."""
+    return next((used for used, found in trace if found <= loss + 1e-12), math.inf)
+
+
+def measure(landscapes: Sequence[Landscape], names: Sequence[str], seeds: int) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for landscape in landscapes:
+        traces: dict[str, list[Trace]] = {}
+        for name in names:
+            if landscape.name == LLAMA and len(landscape.validated) == 1 and name.endswith(("halving", "hyperband", "curve")):
+                continue
+            traces[name] = [CONTENDERS[name](landscape, seed) for seed in range(seeds)]
+            print(f"{landscape.name} {name}: {median(at(trace, FULL) for trace in traces[name]):.4f}", file=sys.stderr,
+                  flush=True)
+        found[landscape.name] = judged(landscape, traces)
+    ratios = {f"tokens_vs_tpe30_{name}": round(float(np.exp(np.mean([math.log(entry[name]["tokens_vs_tpe30"][0])
+                                                                  for entry in measured]))), 4)
+              for name in names if (measured := [entry for entry in found.values() if name in entry])
+              and all(math.isfinite(entry[name]["tokens_vs_tpe30"][0]) for entry in measured)}
+    return {"ratios": ratios, "landscapes": found, "seeds": seeds, "machine": machine(),
+            "versions": versions("finemesh", "optuna", "PyNomadBBO", "cmaes", "numpy", "scipy")}
+
+
+def judged(landscape: Landscape, traces: Mapping[str, list[Trace]]) -> dict[str, Any]:
+    """By contender: the median regret on the way and tokens_vs_tpe30, each with the interval over seeds."""
+    goal = median(at(trace, FULL) for trace in traces["tpe"])
+    grid = [FULL * share for share in (1 / 15, 1 / 10, 1 / 5, 1 / 3, 1 / 2, 2 / 3, 1.0)]
+    return {name: {
+        "regret": [[spent, *spread([at(trace, spent) - landscape.lowest for trace in of])] for spent in grid],
+        "tokens_vs_tpe30": spread([until(trace, goal) / FULL for trace in of])} for name, of in traces.items()}
+
+
+def spread(values: Sequence[float]) -> list[float]:
+    """The median, and a 95 % interval of it over resampled seeds."""
+    rng, known = np.random.default_rng(0), np.array(values)
+    medians = np.sort([middle(known[rng.integers(len(known), size=len(known))]) for _ in range(RESAMPLED)])
+    return [middle(known), float(medians[int(0.025 * RESAMPLED)]), float(medians[int(0.975 * RESAMPLED)])]
+
+
+def middle(values: np.ndarray) -> float:
+    """The upper median: inf has no mean."""
+    return float(np.sort(values)[len(values) // 2])
+
+
+def tables(result: Mapping[str, Any]) -> list[Table]:
+    found = []
+    for name, entry in result["landscapes"].items():
+        grid = [spent for spent, *_ in next(iter(entry.values()))["regret"]]
+        shown = Table("optimizer", *(f"after {spent:.0f}" for spent in grid), "tokens until TPE's 30, of its tokens",
+                      title=f"{name}: median regret of the validation loss after as many full-length trials' tokens, "
+                            f"{result['seeds']} seeds")
+        for contender, row in entry.items():
+            middle, low, high = row["tokens_vs_tpe30"]
+            shown.add_row(contender, *(f"{regret:.4f}" for _, regret, *_ in row["regret"]),
+                          f"{middle:.2f} ({low:.2f} to {high:.2f})")
+        found.append(shown)
+    return found
+
+
+def landscapes_in(folder: Path) -> list[Landscape]:
+    found = [recorded(file) for file in sorted(folder.glob("*.jsonl"))]
+    log = DATA / "llama2_7b_lora_nomad_log.csv"
+    if log.exists():
+        found.append(published(log))
+    else:
+        print(f"Skipped {LLAMA}: there is no {log}.", file=sys.stderr)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="3 seeds, without GP")
+    parser.add_argument("--seeds", type=int, default=30)
+    parser.add_argument("--folder", type=Path, default=HERE / "landscapes", help="where landscapes.py has written")
+    parser.add_argument("--landscapes", help="only these, separated by commas")
+    parser.add_argument("--only", nargs="+", choices=CONTENDERS, metavar="OPTIMIZER", help="beside TPE")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    names = [name for name in CONTENDERS if name in ("tpe", *(arguments.only or CONTENDERS))]
+    if arguments.quick:
+        names.remove("gp")
+    landscapes = [one for one in landscapes_in(arguments.folder)
+                  if arguments.landscapes is None or one.name in arguments.landscapes.split(",")]
+    result = measure(landscapes, names, 3 if arguments.quick else arguments.seeds)
+    show(result, arguments.json, *tables(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,298 @@
+"""A recorded landscape as a blackbox that answers at once, so that a whole search replays in seconds.
+
+Between the recorded points of a method the learning curve is interpolated: radial basis functions with a linear kernel,
+which pass through every recorded curve and overshoot nowhere; each hyperparameter's scale is chosen by the error in leaving
+one point out. Where the nearest recorded point failed a trial fails. A seed's noise is that of the recorded repeats.
+"""
+
+import hashlib
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import combinations, pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from optuna.distributions import CategoricalDistribution
+from scipy.interpolate import RBFInterpolator
+
+from finemesh.hyperparameter import Hyperparameter, choice, integer
+from finemesh.preparation import whole_space
+from finemesh.search.executors.base import Event
+from finemesh.search.samplers.encoding import Dimension
+from finemesh.search.space import Point, Space
+from finemesh.trial import Job, Outcome, write_outcome
+from finemesh.tuning.evaluation.rival import read_rival, write_rows
+from finemesh.tuning.methods import METHODS
+
+HERE = Path(__file__).parent
+SCALES = (0.25, 1.0, 3.0)  # of a hyperparameter's range, one of which fits best
+LLAMA = "llama2_7b_lora"
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Surface:
+    """Of one method: curves (points, validations), by features (points, features)."""
+
+    space: Mapping[str, Hyperparameter]
+    points: Sequence[Point]
+    curves: Vector
+    failed: Sequence[Point]
+    noise: float  # the standard deviation between seeds
+    seconds: float  # of a trial's step
+    numbers: Mapping[str, float]  # of an outcome that hardly differ between points
+
+    def curve(self, point: Mapping[str, Any]) -> Vector | None:
+        """None where it fails."""
+        here = self._features(point) * self._scale
+        if len(self.failed):
+            there = self._failed * self._scale
+            if np.linalg.norm(there - here, axis=1).min() < np.linalg.norm(self._known * self._scale - here, axis=1).min():
+                return None
+        return self._model(here[None])[0]
+
+    @cached_property
+    def _known(self) -> Vector:
+        return np.stack([self._features(point) for point in self.points])
+
+    @cached_property
+    def _failed(self) -> Vector:
+        return np.stack([self._features(point) for point in self.failed])
+
+    @cached_property
+    def _model(self) -> RBFInterpolator:
+        return interpolated(self._known * self._scale, self.curves)
+
+    @cached_property
+    def _scale(self) -> Vector:
+        """Of every feature, one hyperparameter after the other."""
+        ends = self.curves[:, -1:]
+        scale = np.ones(self._known.shape[1])
+        for _ in range(2):
+            for block in self._blocks:
+                tried = []
+                for factor in SCALES:
+                    changed = scale.copy()
+                    changed[block] = factor
+                    tried.append((left_out(self._known * changed, ends), changed))
+                scale = min(tried, key=lambda item: item[0])[1]
+        return scale
+
+    @cached_property
+    def _blocks(self) -> list[slice]:
+        ends = np.cumsum([0, *(len(self._feature(name, None)) for name in self.space)])
+        return [slice(start, end) for start, end in pairwise(ends)]
+
+    def _features(self, point: Mapping[str, Any]) -> Vector:
+        return np.concatenate([self._feature(name, point.get(name)) for name in self.space])
+
+    def _feature(self, name: str, value: Any) -> Vector:
+        """A choice's are 1 apart; an inactive number is in the middle of its range."""
+        distribution = self.space[name].distribution
+        if isinstance(distribution, CategoricalDistribution):
+            return np.array([math.sqrt(0.5) * (value == choice) for choice in distribution.choices])
+        axis = Dimension(name, distribution)
+        at = None if value is None else axis.coordinate(value)
+        share = 0.5 if at is None else at if axis.size is None else at / max(1, axis.size - 1)
+        return np.array([share])
+
+
+def interpolated(features: Vector, values: Vector) -> RBFInterpolator:
+    """A little smoothing, for points that differ in nothing but what is rounded away."""
+    return RBFInterpolator(features, values, kernel="linear", smoothing=1e-6, degree=0)
+
+
+def left_out(features: Vector, values: Vector) -> float:
+    """Mean absolute error at each point, interpolated from the others."""
+    errors = []
+    for index in range(len(features)):
+        others = np.arange(len(features)) != index
+        try:
+            guess = interpolated(features[others], values[others])(features[index][None])
+            errors.append(abs(float(guess[0, 0] - values[index, 0])))
+        except np.linalg.LinAlgError:
+            return math.inf
+    return float(np.mean(errors)) if errors else math.inf
+
+
+@dataclass
+class Landscape:
+    """`validated`: after which steps; `tokens` of a whole trial."""
+
+    name: str
+    space: Space
+    references: Mapping[str, Point]
+    surfaces: Mapping[str, Surface]
+    validated: Sequence[int]
+    tokens: float
+    rows: Vector  # what the validation rows' losses are beside their mean
+    unlike: float  # the standard deviation of a row's difference between two trials
+    _curves: dict[str, Vector | None] = field(default_factory=dict)
+
+    @property
+    def steps(self) -> int:
+        return self.validated[-1]
+
+    def curve(self, method: str, point: Mapping[str, Any]) -> Vector | None:
+        key = json.dumps([method, sorted(point.items())])
+        if key not in self._curves:
+            self._curves[key] = self.surfaces[method].curve(point)
+        return self._curves[key]
+
+    def end(self, method: str, point: Mapping[str, Any]) -> float:
+        """The loss without a seed's noise."""
+        found = self.curve(method, point)
+        return math.inf if found is None else float(found[-1])
+
+    @cached_property
+    def lowest(self) -> float:
+        return min(float(surface.curves[:, -1].min()) for surface in self.surfaces.values())
+
+    def measured(self, method: str, point: Mapping[str, Any], seed: int) -> Vector | None:
+        """As a trial with this seed measures it: off by the same at every step but the first."""
+        found = self.curve(method, point)
+        if found is None:
+            return None
+        off = self.surfaces[method].noise * generator(method, point, seed).standard_normal()
+        return np.concatenate([found[:1], found[1:] + off])
+
+    def row_losses(self, method: str, point: Mapping[str, Any], seed: int, loss: float) -> list[float]:
+        noise = generator("rows", method, point, seed).standard_normal(len(self.rows)) * self.unlike / math.sqrt(2)
+        return list(loss + self.rows + noise - noise.mean())
+
+
+def generator(*what: Any) -> np.random.Generator:
+    digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:8], "little"))
+
+
+def recorded(file: Path) -> Landscape:
+    """The landscape of a file that landscapes.py has written."""
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    methods = [method for method in METHODS if any(line["method"] == method for line in lines)]
+    space = whole_space().narrowed(dict.fromkeys(methods))
+    whole = next(line for line in lines if line["state"] == "complete")
+    validated = [step for step, _ in whole["curve"]]
+    surfaces = {}
+    spread = [np.std([line["validation_loss"] for line in same], ddof=1) for same in repeats(lines)]
+    for method in methods:
+        own = [line for line in lines if line["method"] == method]
+        good = [line for line in own if line["state"] == "complete" and line["seed"] == 0
+                and [step for step, _ in line["curve"]] == validated]
+        noises = [np.std([line["validation_loss"] for line in same], ddof=1) for same in repeats(own)] or spread
+        surfaces[method] = Surface(
+            space.methods[method], [line["hyperparameters"] for line in good],
+            np.array([[loss for _, loss in line["curve"]] for line in good]),
+            [line["hyperparameters"] for line in own if line["state"] != "complete"],
+            float(np.sqrt(np.mean(np.square(noises)))) if noises else 0.0,
+            median(line["seconds"] for line in good) / validated[-1],
+            {name: median(line[name] for line in good) for name in ("peak_memory_mb", "trainable_parameters", "adapter_mb")})
+    losses = np.array([line["row_losses"] for line in lines if "row_losses" in line])
+    near = losses[np.argsort(losses.mean(axis=1))[:len(losses) // 4]]  # trials that could be leaders
+    return Landscape(
+        file.stem, space, {method: space.point(method, {}, METHODS[method].reference) for method in methods}, surfaces,
+        validated, float(whole["trained_tokens"]), near.mean(axis=0) - near.mean(),
+        float(np.median([np.std(a - b) for a, b in combinations(near, 2)])))
+
+
+def repeats(lines: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """The runs of every point that has several seeds."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for line in lines:
+        if line["state"] == "complete":
+            groups.setdefault(json.dumps([line["method"], line["hyperparameters"]]), []).append(line)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def published(file: Path) -> Landscape:
+    """The 50 evaluations of LoRA on LLaMA-2 7B of Tribes et al. (arXiv 2312.00949): at full length only, one seed."""
+    header, *rows = (line.split(",") for line in file.read_text(encoding="utf-8").split())
+    lines = [dict(zip(header, map(float, row), strict=True)) for row in rows]
+    space = {"rank": integer(8, 64, 8, log=True), "alpha": integer(16, 3584, 64, log=True),
+             "dropout": choice((0.0, 0.0001, 0.001, 0.01, 0.1), 0.0)}  # the learning rate was the same in all of them
+    points: list[Point] = [{"rank": int(line["rank"]), "alpha": int(line["alpha"]), "dropout": line["dropout"]}
+                           for line in lines]
+    surface = Surface(space, points, np.array([[line["validation_loss"]] for line in lines]), [], 0.0,
+                      median(line["train_seconds"] for line in lines), {})
+    return Landscape(LLAMA, Space({"lora": space}), {"lora": points[0]}, {"lora": surface}, [1], 1.0, np.zeros(1), 0.0)
+
+
+class Replay:
+    """An executor whose trials take no time; `now` is when the latest would have ended, in recorded seconds."""
+
+    def __init__(self, landscape: Landscape, workers: int = 1) -> None:
+        self.landscape, self.workers = landscape, workers
+        self.now, self.trained = 0.0, 0.0  # seconds, steps
+        self.busy = 0.0  # seconds, of all workers
+        self._ending: dict[int, tuple[float, Outcome]] = {}
+        self._requests = 0
+
+    def submit(self, kind: str, arguments: dict[str, Any]) -> int:
+        self._requests += 1
+        job = Job.from_json(arguments)
+        outcome, made = self._outcome(job)
+        took = made * self.landscape.surfaces[job.method].seconds
+        self.trained += made
+        self.busy += took
+        self._ending[self._requests] = self.now + took, outcome
+        return self._requests
+
+    def wait(self, timeout: float | None = None) -> list[Event]:
+        request = min(self._ending, key=lambda number: (self._ending[number][0], number))
+        self.now, outcome = self._ending.pop(request)
+        return [Event(request, "result", outcome.to_json())]
+
+    def close(self) -> None:
+        self._ending.clear()
+
+    def _outcome(self, job: Job) -> tuple[Outcome, int]:
+        """And how many steps were made for it."""
+        land, surface = self.landscape, self.landscape.surfaces[job.method]
+        checkpoint = job.folder / "checkpoint.safetensors"
+        start = int(checkpoint.read_text()) if checkpoint.exists() else 0
+        losses = land.measured(job.method, job.hyperparameters, job.seed)
+        outcome = Outcome(job.number, "failed", job.method, job.hyperparameters, job.seed, continues=job.continues,
+                          foreseen=job.foreseen, error="the loss is not finite")
+        if losses is None:
+            write_outcome(job.folder, outcome)
+            return outcome, job.steps - start
+        last, error = job.steps, None
+        curve = dict(zip(land.validated, map(float, losses), strict=True))
+        for step in (step for step in land.validated if start < step <= job.steps):
+            rows = land.row_losses(job.method, job.hyperparameters, job.seed, curve[step])
+            if self._beaten(job, step, rows):
+                last, error = step, "too far behind"
+                break
+            if job.hurdles is not None:
+                write_rows(job.folder, step, curve[step], rows)
+        with open(job.folder / "curve.jsonl", "w", encoding="utf-8") as file:
+            for step in (step for step in land.validated if step <= last):
+                file.write(json.dumps({"step": step, "validation_loss": curve[step]}) + "\n")
+        checkpoint.write_text(str(last))
+        outcome = Outcome(
+            job.number, "complete" if last == land.steps and error is None else "pruned", job.method, job.hyperparameters,
+            job.seed, last, validation_loss=curve[last], trained_tokens=round(land.tokens * last / land.steps),
+            seconds=last * surface.seconds, continues=job.continues, foreseen=job.foreseen, error=error, **surface.numbers)  # type: ignore[arg-type]
+        write_outcome(job.folder, outcome)
+        return outcome, last - start
+
+    def _beaten(self, job: Job, step: int, rows: list[float]) -> bool:
+        hurdle = next((hurdle for hurdle in job.hurdles or () if hurdle.step == step), None)
+        rival = hurdle and read_rival(job.folder.parent / hurdle.rival, step, hurdle.loss)
+        return rival is not None and rival.better(np.array(rows), np.ones(len(rows))) is not None
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        land = recorded(Path(name))
+        for method, surface in land.surfaces.items():
+            print(f"{land.name} {method}: {len(surface.points)} points, {len(surface.failed)} failed, best "
+                  f"{surface.curves[:, -1].min():.4f}, spread {np.std(surface.curves[:, -1]):.4f}, left out "
+                  f"{left_out(surface._known * surface._scale, surface.curves[:, -1:]):.4f}, noise {surface.noise:.4f}")
