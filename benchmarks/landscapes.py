@@ -1,23 +1,28 @@
 """Records landscapes: real trials of many methods on two tasks, so that whole searches replay in seconds (optimizers.py).
 
-SST-2 with MiniLM-L6, and the demo's small talk with SmolLM2-135M-Instruct. Of each method: the reference settings, then
-points that fill its whole space evenly (an additive recurrence), then points near the best two so far, then the best on two
-more seeds. Every run is a line of benchmarks/landscapes/TASK.jsonl, with its learning curve and the final losses of the
-validation rows; started again, the command goes on. About two hours on two cores; the tasks can be given to two processes.
+Small talk's questions by topic with MiniLM-L6, and its answers with SmolLM2-135M-Instruct (the demo's task). Of each
+method: the reference settings, then points that fill its whole space evenly (an additive recurrence), then points near the
+best two so far, then the best on two more seeds. Every run is a line of benchmarks/landscapes/TASK.jsonl, with its learning
+curve and the final losses of the validation rows; started again, the command goes on. About two hours on two cores; the
+tasks can be given to two processes.
 
-    python benchmarks/landscapes.py [--tasks sst2,chatterbot] [--quick] [--threads N] [--json]    (FINEMESH_DATA holds the data)
+    python benchmarks/landscapes.py [--tasks topics,chatterbot] [--quick] [--threads N] [--json]
 """
 
 import argparse
+import importlib.util
+import json
 import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from filelock import FileLock
 from methods_results import Results, Run
 from optuna.distributions import BaseDistribution, CategoricalDistribution
@@ -31,6 +36,7 @@ from finemesh.tuning.methods import METHODS
 
 HERE = Path(__file__).parent
 NEAR = 0.12  # the standard deviation of a step from a good point, as a share of each range
+FEWEST = 15  # questions of a topic
 OTHER = 0.25  # the chance that a choice is drawn anew on the way
 
 
@@ -47,13 +53,30 @@ class Landscape:
 
 
 LANDSCAPES = (
-    Landscape(Dataset("sst2", MINILM, "sst2_train.tsv", test="sst2_dev.tsv", max_length=64, rows=(2000, 100, 1), steps=54,
-                      batch_size=8, validations=9),
+    Landscape(Dataset("topics", MINILM, "questions.jsonl", max_length=32, rows=(2000, 100, 1), steps=54, batch_size=8,
+                      validations=9),
               ("full", "head", "bottleneck", "prefix", "prompt", "p_tuning", "p_tuning_v2", "lora", "sift"), 15, 14),
     Landscape(Dataset("chatterbot", SMOLLM, "package:chatterbot-corpus", rows=(2000, 20, 1), steps=18, batch_size=4,
                       validations=9),
               ("lora", "full", "sift", "bottleneck", "prefix", "prompt", "head"), 9, 8, repeated=1),
 )
+
+
+def write_topics(folder: Path) -> Path:
+    """chatterbot-corpus as text and label: each question with the topic of its file, of topics with enough questions."""
+    specification = importlib.util.find_spec("chatterbot_corpus")
+    if specification is None or specification.origin is None:
+        sys.exit("chatterbot-corpus is not installed: run make setup.")
+    questions: dict[str, str] = {}
+    for file in sorted((Path(specification.origin).parent / "data" / "english").glob("*.yml")):
+        for turns in yaml.load(file.read_text(encoding="utf-8"), yaml.CSafeLoader)["conversations"]:
+            if isinstance(turns, list):
+                questions.setdefault(str(turns[0]).strip(), file.stem)
+    sizes = Counter(questions.values())
+    rows = [{"text": text, "label": topic} for text, topic in questions.items() if sizes[topic] >= FEWEST]
+    path = folder / "questions.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
 
 
 class Survey(Recording):
@@ -185,7 +208,10 @@ def main() -> None:
     assert all(method in METHODS for landscape in chosen for method in landscape.methods)
     out.mkdir(parents=True, exist_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
+    questions = write_topics(out)
     for landscape in chosen:
+        if landscape.dataset.train == questions.name:
+            landscape = replace(landscape, dataset=replace(landscape.dataset, train=str(questions.absolute())))
         record(landscape, out, folder, arguments.threads)
     found = document(chosen, folder)
     show(found, arguments.json, table(found["landscapes"]))
