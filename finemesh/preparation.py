@@ -16,6 +16,7 @@ from finemesh.config import Config
 from finemesh.data_config import DataConfig
 from finemesh.errors import FieldError, InputError, nearest
 from finemesh.run import RunFolder, full_disk
+from finemesh.search.executors.ray import on_a_node
 from finemesh.search.space import Space
 from finemesh.trial import HIGHER_IS_BETTER, SCORES, write_json
 from finemesh.tuning.data.batches import encode_all
@@ -211,8 +212,9 @@ def whole_space() -> Space:
 def _task(config: Config, run: RunFolder, source: ModelSource, splits: Splits, here: int) -> Task:
     search = config.search
     max_length = min(config.data.max_length, context_of(source))  # the rows are shorter, but not all that will be asked
+    precision = on_a_node(measure_precision, **config.ray.model_dump()) if config.executor == "ray" else measure_precision()
     return Task(source, splits.task, run.splits.resolve(), splits.labels, max_length, search.batch_size,
-                accumulation=search.accumulation, steps=search.steps, seed=search.seed, precision=measure_precision(),
+                accumulation=search.accumulation, steps=search.steps, seed=search.seed, precision=precision,
                 threads=max(1, int(config.ray.cpus) if config.executor == "ray" else usable_cores() // here))
 
 

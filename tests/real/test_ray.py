@@ -14,6 +14,8 @@ from finemesh.cli import main
 from finemesh.errors import InputError
 from finemesh.run import RunFolder
 from finemesh.search.executors import EXECUTORS
+from finemesh.search.executors.ray import on_a_node
+from finemesh.tuning.precision import measure_precision
 from tests.real.conftest import ROOT, needs_package
 from tests.real.test_postgres import config, places, points
 
@@ -49,6 +51,13 @@ def on_ray(folder: Path, script: dict, cluster, **options):
 
 def steps(folder: Path, number: int) -> list[int]:
     return [int(step) for step in (folder / f"trials/{number:04d}/steps.log").read_text().split()]
+
+
+def test_what_a_node_says(cluster):
+    precision = on_a_node(measure_precision, cluster.address, cpus=1, gpus=0, memory_mb=None)
+    assert precision.fp32_gflops > 0
+    with pytest.raises(InputError, match="no node of the cluster has this much"):
+        on_a_node(measure_precision, cluster.address, cpus=3, gpus=0, memory_mb=None)
 
 
 def test_trials_run_at_the_same_time_on_both_nodes_and_points_are_those_of_this_machine(fake, tmp_path, cluster):

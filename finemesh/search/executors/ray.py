@@ -10,10 +10,10 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from finemesh.errors import InputError
 from finemesh.search.executors.base import Worker
@@ -22,6 +22,7 @@ from finemesh.search.executors.process import WorkerProcess
 
 LISTENS = 10.0  # seconds that an actor waits for its process to say something before it says that it has not
 MEMORY_MB = 1e6  # bytes
+T = TypeVar("T")
 
 
 class RayExecutor(Pool):
@@ -53,6 +54,19 @@ class RayExecutor(Pool):
         super().close()
         if self._ours:
             self._ray.shutdown()
+
+
+def on_a_node(function: Callable[[], T], address: str | None, cpus: float, gpus: float, memory_mb: float | None) -> T:
+    """What the function says on a node that has room for a trial; it waits for one that is busy."""
+    ray, ours = connected(address or os.environ.get("RAY_ADDRESS") or "auto")
+    try:
+        _check_room(ray.nodes(), {"CPU": cpus, "GPU": gpus, "memory": (memory_mb or 0) * MEMORY_MB})
+        there = ray.remote(function).options(num_cpus=cpus, num_gpus=gpus, memory=memory_mb and int(memory_mb * MEMORY_MB))
+        said: T = ray.get(there.remote())
+        return said
+    finally:
+        if ours:
+            ray.shutdown()
 
 
 def connected(address: str) -> tuple[Any, bool]:
