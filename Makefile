@@ -26,7 +26,7 @@ DEMO := import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['proje
 
 .venv/ready-bench: .venv/ready constraints-bench.txt
 	@echo "Adding what the benchmarks compare with ..."
-	@$(INSTALL) --constraint constraints-bench.txt trl cmaes
+	@$(INSTALL) --constraint constraints-bench.txt trl cmaes matplotlib
 	@touch $@
 
 demo: setup

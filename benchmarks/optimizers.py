@@ -10,6 +10,7 @@ the trial that it thinks best.
 """
 
 import argparse
+import json
 import math
 import shutil
 import sys
@@ -40,6 +41,7 @@ HERE = Path(__file__).parent
 FULL = 30  # trials of full length that every search may spend
 REDUCTION = 3
 RESAMPLED = 1000
+SMALLEST = 1e-4  # regret that is drawn
 Trace = list[tuple[float, float]]  # (full-length trials spent, loss of the trial that is thought best)
 Contender = Callable[[Landscape, int], Trace]
 
@@ -143,6 +145,7 @@ def traced(landscape: Landscape, outcomes: Sequence[Outcome]) -> Trace:
     return best.trace
 
 
+PLAIN = ("random", "tpe", "gp", "cmaes")
 CONTENDERS: dict[str, Contender] = {
     "random": partial(plain, lambda seed: RandomSampler(seed=seed)),
     "tpe": partial(plain, lambda seed: TPESampler(seed=seed)),
@@ -167,14 +170,32 @@ def until(trace: Trace, loss: float) -> float:
     return next((used for used, found in trace if found <= loss + 1e-12), math.inf)
 
 
-def measure(landscapes: Sequence[Landscape], names: Sequence[str], seeds: int) -> dict[str, Any]:
+class Searches:
+    """Those of a landscape, one line each: what is started again goes on, and another landscape begins anew."""
+
+    def __init__(self, landscape: Landscape, out: Path) -> None:
+        self._landscape, self._file = landscape, out / f"{landscape.name}-{landscape.digest}.jsonl"
+        lines = self._file.read_text(encoding="utf-8").splitlines() if self._file.exists() else []
+        self._known = {(line["name"], line["seed"]): line["trace"] for line in map(json.loads, lines)}
+
+    def trace(self, name: str, seed: int) -> Trace:
+        if (name, seed) not in self._known:
+            trace = CONTENDERS[name](self._landscape, seed)
+            self._known[name, seed] = [[spent, None if math.isinf(loss) else loss] for spent, loss in trace]
+            with open(self._file, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"name": name, "seed": seed, "trace": self._known[name, seed]}) + "\n")
+        return [(spent, math.inf if loss is None else loss) for spent, loss in self._known[name, seed]]
+
+
+def measure(landscapes: Sequence[Landscape], names: Sequence[str], seeds: int, out: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for landscape in landscapes:
+        known = Searches(landscape, out)
         traces: dict[str, list[Trace]] = {}
         for name in names:
             if landscape.name == LLAMA and len(landscape.validated) == 1 and name.endswith(("halving", "hyperband", "curve")):
                 continue
-            traces[name] = [CONTENDERS[name](landscape, seed) for seed in range(seeds)]
+            traces[name] = [known.trace(name, seed) for seed in range(seeds)]
             print(f"{landscape.name} {name}: {median(at(trace, FULL) for trace in traces[name]):.4f}", file=sys.stderr,
                   flush=True)
         found[landscape.name] = judged(landscape, traces)
@@ -189,7 +210,7 @@ def measure(landscapes: Sequence[Landscape], names: Sequence[str], seeds: int) -
 def judged(landscape: Landscape, traces: Mapping[str, list[Trace]]) -> dict[str, Any]:
     """By contender: the median regret on the way and tokens_vs_tpe30, each with the interval over seeds."""
     goal = median(at(trace, FULL) for trace in traces["tpe"])
-    grid = [FULL * share for share in (1 / 15, 1 / 10, 1 / 5, 1 / 3, 1 / 2, 2 / 3, 1.0)]
+    grid = [1, 2, 3, 4, 6, 8, 10, 15, 20, 25, 30]
     return {name: {
         "regret": [[spent, *spread([at(trace, spent) - landscape.lowest for trace in of])] for spent in grid],
         "tokens_vs_tpe30": spread([until(trace, goal) / FULL for trace in of])} for name, of in traces.items()}
@@ -210,16 +231,33 @@ def middle(values: np.ndarray) -> float:
 def tables(result: Mapping[str, Any]) -> list[Table]:
     found = []
     for name, entry in result["landscapes"].items():
-        grid = [spent for spent, *_ in next(iter(entry.values()))["regret"]]
-        shown = Table("optimizer", *(f"after {spent:.0f}" for spent in grid), "tokens until TPE's 30, of its tokens",
+        shown_at = (3, 6, 10, 15, 20, 30)
+        shown = Table("optimizer", *(f"after {spent}" for spent in shown_at), "tokens until TPE's 30, of its tokens",
                       title=f"{name}: median regret of the validation loss after as many full-length trials' tokens, "
                             f"{result['seeds']} seeds")
         for contender, row in entry.items():
             middle, low, high = row["tokens_vs_tpe30"]
-            shown.add_row(contender, *(f"{regret:.4f}" for _, regret, *_ in row["regret"]),
+            shown.add_row(contender, *(f"{regret:.4f}" for spent, regret, *_ in row["regret"] if spent in shown_at),
                           f"{middle:.2f} ({low:.2f} to {high:.2f})")
         found.append(shown)
     return found
+
+
+def draw(result: Mapping[str, Any], file: Path) -> None:
+    """The median regret with its interval against the tokens spent, a panel a landscape."""
+    from matplotlib.figure import Figure
+
+    found = result["landscapes"]
+    figure = Figure(figsize=(5 * len(found), 4), layout="constrained")
+    for axes, (name, entry) in zip(np.atleast_1d(figure.subplots(1, len(found))), found.items(), strict=True):
+        for number, (contender, row) in enumerate(entry.items()):
+            spent, regret, low, high = np.array(row["regret"]).T
+            style = "--" if contender in PLAIN else "-"
+            axes.plot(spent, np.maximum(regret, SMALLEST), style, color=f"C{number % 10}", label=contender)
+            axes.fill_between(spent, np.maximum(low, SMALLEST), np.maximum(high, SMALLEST), color=f"C{number % 10}", alpha=0.1)
+        axes.set(title=name, xscale="log", yscale="log", xlabel="tokens, in trials of full length", ylabel="regret, nats")
+    axes.legend(fontsize="x-small")
+    figure.savefig(file)
 
 
 def landscapes_in(folder: Path) -> list[Landscape]:
@@ -237,8 +275,10 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="3 seeds, without GP")
     parser.add_argument("--seeds", type=int, default=30)
     parser.add_argument("--folder", type=Path, default=HERE / "landscapes", help="where landscapes.py has written")
+    parser.add_argument("--out", type=Path, default=Path("runs/optimizers"), help="where searches are kept, to go on with")
     parser.add_argument("--landscapes", help="only these, separated by commas")
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, metavar="OPTIMIZER", help="beside TPE")
+    parser.add_argument("--figure", type=Path, metavar="FILE.svg")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -247,7 +287,10 @@ def main() -> None:
         names.remove("gp")
     landscapes = [one for one in landscapes_in(arguments.folder)
                   if arguments.landscapes is None or one.name in arguments.landscapes.split(",")]
-    result = measure(landscapes, names, 3 if arguments.quick else arguments.seeds)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    result = measure(landscapes, names, 3 if arguments.quick else arguments.seeds, arguments.out)
+    if arguments.figure:
+        draw(result, arguments.figure)
     show(result, arguments.json, *tables(result))
 
 

@@ -140,6 +140,13 @@ class Landscape:
     def steps(self) -> int:
         return self.validated[-1]
 
+    @property
+    def digest(self) -> str:
+        """Changes with what is recorded."""
+        what = [[method, surface.curves.tolist(), surface.noise, len(surface.failed)]
+                for method, surface in self.surfaces.items()]
+        return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
+
     def curve(self, method: str, point: Mapping[str, Any]) -> Vector | None:
         key = json.dumps([method, sorted(point.items())])
         if key not in self._curves:
