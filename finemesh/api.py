@@ -20,6 +20,7 @@ from finemesh.errors import InputError, nearest
 from finemesh.handover import hand_over
 from finemesh.preparation import (
     Study,
+    earlier_points,
     prepare,
     prepared_task,
     read_asked,
@@ -64,6 +65,7 @@ def search(config: Config, *, observer: Observer | None = None, here: int | None
         database.check(storage)
     with _begun(run, config, lambda free: _lend_a_hand(run, config, watcher, here, free)):
         study = prepare(config, run, here)
+        earlier = earlier_points(config, run, study)
         for note in study.splits.notes if not run.outcomes() else ():
             watcher.message(note)
         settings = config.search
@@ -72,7 +74,7 @@ def search(config: Config, *, observer: Observer | None = None, here: int | None
                 study.space, OPTIMIZERS[settings.optimizer](settings.seed, config.workers),
                 Budget(settings.trials, settings.hours), executor, run, seed=settings.seed, steps=settings.steps,
                 workers=config.workers, constraints=settings.bounds, count=study.count, reproducible=settings.reproducible,
-                observer=watcher, first=list(study.references.items()),
+                observer=watcher, first=list(study.references.items()), earlier=earlier,
                 fidelity=FIDELITIES[settings.fidelity](settings.steps, settings.min_steps, settings.reduction),
                 storage=storage)
             if run.finish() is None:
@@ -141,6 +143,7 @@ def check(config: Config) -> dict[str, Any]:
         run = RunFolder(Path(temporary) / "check")
         run.path.mkdir()
         study = prepare(config, run)
+        earlier_points(config, run, study)
         with _workers(run, replace(study.task, steps=CHECK_STEPS), config, 1) as executor:
             outcomes = {name: _trial_run(run, study, name, executor) for name in study.references}
     steps, batch = config.search.steps, config.search.batch_size

@@ -74,6 +74,7 @@ def search(
     hours: Annotated[Any, _number("--hours", "H", "stop after H hours")] = None,
     optimizer: Annotated[str | None, _option("--optimizer", "NAME", "nomad, tpe or random")] = None,
     fidelity: Annotated[str | None, _option("--fidelity", "NAME", "full, halving, hyperband or curve")] = None,
+    earlier: Annotated[list[str] | None, _option("--from", "RUN", "try the best points of this run first (repeatable)")] = None,
     workers: Annotated[Any, _number("--workers", "N", "trials at a time")] = None,
     here: Annotated[Any, _number("--here", "N", "of these, here; the others in the same command elsewhere")] = None,
     out: Out = None, as_json: Json = False, debug: Debug = False,
@@ -83,7 +84,7 @@ def search(
         from finemesh.config import load_config
 
         options = {"search.trials": trials, "search.hours": hours, "search.optimizer": optimizer, "search.fidelity": fidelity,
-                   "workers": workers, "out": out}
+                   "search.from": earlier or None, "workers": workers, "out": out}
         if here is not None and (type(here) is not int or here < 1):
             raise InputError(f"--here: must be a whole number of at least 1, not {here!r}")
         _search(load_config(config, options), output, here)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from finemesh.errors import InputError, nearest
@@ -39,7 +40,8 @@ class Source:
 
     def error(self, field: FieldPath, message: str) -> InputError:
         dotted = ".".join(map(str, field))
-        option = next((self.options[name] for name in (dotted, str(field[0])) if name in self.options), None)
+        around = [".".join(map(str, field[:size])) for size in range(len(field), 0, -1)]
+        option = next((self.options[name] for name in around if name in self.options), None)
         if option:
             return InputError(f"{option}: {message}")
         return InputError(f"{dotted}: {message}", file=self.path, line=self.document.line(field))
@@ -91,7 +93,7 @@ def _known(field: FieldPath, model: type[BaseModel]) -> str:
         section = (part in section.model_fields and _section(section.model_fields[part].annotation)) or section
     unknown = str(field[-1])
     places = [place for place, name in _fields(model) if name == unknown]
-    return f" It belongs {places[0]}." if places else nearest(unknown, section.model_fields)
+    return f" It belongs {places[0]}." if places else nearest(unknown, map(_as_written, section.model_fields.items()))
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:
@@ -101,8 +103,12 @@ def _section(annotation: Any) -> type[BaseModel] | None:
     return next(filter(None, map(_section, get_args(annotation))), None)
 
 
+def _as_written(field: tuple[str, FieldInfo]) -> str:
+    return field[1].alias or field[0]
+
+
 def _fields(model: type[BaseModel], place: str = "") -> Iterable[tuple[str, str]]:
     for name, info in model.model_fields.items():
-        yield f"below {place}" if place else "at the left margin, below no other field", name
+        yield f"below {place}" if place else "at the left margin, below no other field", _as_written((name, info))
         if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
             yield from _fields(info.annotation, name)

@@ -35,11 +35,20 @@ class SearchConfig(Section):
     reduction: int = Field(default=3, ge=2)  # of so many trials, one is promoted
     batch_size: int = Field(default=8, ge=1)  # rows an optimizer step
     accumulation: int = Field(default=1, ge=1)  # parts in which such a batch is computed, to need less memory
+    earlier: list[str] = Field(default=[], alias="from")  # folders of runs whose best points are tried first
     constraints: dict[str, Any] = {}  # bounds on numbers of outcome.json: upper, or {at_least: x} for a score
     objectives: list[str] = ["validation_loss"]
     repeats: int = Field(default=3, ge=1)  # seeds for the leaders
     seed: int = Field(default=0, ge=0, lt=2**31)
     reproducible: bool = True
+
+    @field_validator("earlier", mode="before")
+    @classmethod
+    def _one_or_several(cls, folders: Any) -> Any:
+        named = [folders] if isinstance(folders, str) else folders
+        if isinstance(named, list) and len(set(map(str, named))) < len(named):
+            raise ValueError("a run is named twice: keep one of them")
+        return named
 
     @field_validator("constraints")
     @classmethod
@@ -280,6 +289,8 @@ def _with_found_paths(config: Config, folder: Path) -> Config:
         return str(beside) if not path.exists() and beside.exists() else str(path) if value.startswith("~") else value
 
     data = {name: found(getattr(config.data, name)) for name in ("train", "validation", "test")}
+    search = config.search.model_copy(update={"earlier": [found(folder) for folder in config.search.earlier]})
     if config.data.tasks:
         data["tasks"] = {name: task.model_copy(update={"train": found(task.train)}) for name, task in config.data.tasks.items()}
-    return config.model_copy(update={"model": found(config.model), "data": config.data.model_copy(update=data)})
+    return config.model_copy(update={"model": found(config.model), "data": config.data.model_copy(update=data),
+                                     "search": search})

@@ -12,7 +12,7 @@ from finemesh.tuning.data.instructions import EXAMPLE, Template
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, serialize_by_alias=True)
 
     @field_validator("*", mode="before")
     @classmethod

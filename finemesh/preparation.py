@@ -8,6 +8,7 @@ import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -18,6 +19,7 @@ from finemesh.errors import FieldError, InputError, nearest
 from finemesh.run import RunFolder, full_disk
 from finemesh.search.executors.ray import on_a_node
 from finemesh.search.space import Space
+from finemesh.search.transfer import Known, known_points, read_known, write_known
 from finemesh.trial import HIGHER_IS_BETTER, SCORES, write_json
 from finemesh.tuning.data.batches import encode_all
 from finemesh.tuning.data.examples import Example
@@ -187,6 +189,24 @@ def prepare(config: Config, run: RunFolder, here: int | None = None) -> Study:
     with config.placed():
         _check_scores(config, splits)
     return Study(splits, task, space, references, _Fit.of(config, splits, source).trainable)
+
+
+def earlier_points(config: Config, run: RunFolder, study: Study) -> list[Known]:
+    """What the runs that the search starts from found; read once, for they may go on."""
+    if run.earlier.exists():
+        return read_known(run)
+    points: list[Known] = []
+    with config.placed():
+        for index, folder in enumerate(config.search.earlier):
+            try:
+                if run.path.resolve() == Path(folder).resolve():
+                    raise InputError(f"{folder} is the run of this search itself, which goes on without that")
+                points += known_points(folder, study.space, study.references)
+            except InputError as error:
+                raise FieldError(str(error), "search", "from", index) from None
+    if points:
+        write_known(run, points)
+    return points
 
 
 def _check_scores(config: Config, splits: Splits) -> None:

@@ -35,6 +35,8 @@ class RunFolder:
         self.splits = self.path / "splits"
         self.task = self.path / "task.json"
         self.space = self.path / "space.json"
+        self.earlier = self.path / "earlier.json"  # the points of earlier studies that are tried
+        self.transfer = self.path / "transfer.json"  # what they have come to here
         self.machine = self.path / "machine.json"
         self.best = self.path / "best"
         self.report = self.path / "report.html"

@@ -58,12 +58,13 @@ Captured = pytest.CaptureFixture[str]
 
 def test_search_passes_the_options_and_prints_one_document(folder: Path, fake: Fake, capsys: Captured) -> None:
     calls = fake(search={"state": "finished", "seconds": 1.5})
-    options = ["--trials", "1e1", "--hours", ".5", "--optimizer", "tpe", "--workers", "2", "--here", "1", "--out", "there"]
+    options = ["--trials", "1e1", "--hours", ".5", "--optimizer", "tpe", "--workers", "2", "--here", "1", "--out", "there",
+               "--from", "a", "--from", "b"]
     assert main(["search", "mine.yaml", *options, "--json"]) == 0
     (config, observer, here), = calls
     assert here == 1
     assert (config.search.trials, config.search.hours, config.search.optimizer) == (10, 0.5, "tpe")
-    assert (config.workers, config.out) == (2, "there")
+    assert (config.workers, config.out, config.search.earlier) == (2, "there", ["a", "b"])
     assert hasattr(observer, "ended")
     printed = capsys.readouterr()
     assert json.loads(printed.out) == {"state": "finished", "seconds": 1.5}

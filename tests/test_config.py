@@ -59,7 +59,7 @@ task: instruct
 data: {train: a.jsonl, validation: b.jsonl, test: 0.2, max_length: 64, columns: {text: sentence}}
 methods: {lora: {rank: [4, 64], dropout: 1e-4}, full: {learning_rate: {choices: [1e-5, 2e-5]}}}
 search: {optimizer: tpe, trials: 1e2, hours: .5, steps: 20, batch_size: 2, constraints: {trainable_parameters: 2e6},
-         objectives: [validation_loss], repeats: 1, seed: 7, reproducible: false}
+         objectives: [validation_loss], repeats: 1, seed: 7, reproducible: false, from: runs/one}
 workers: 2
 executor: ray
 ray: {address: "head:6379", cpus: 4, gpus: .5, memory_mb: 16e3}
@@ -68,6 +68,7 @@ out: "1e5"
 """)
     assert config.search.trials == 100
     assert config.search.constraints == {"trainable_parameters": 2e6}
+    assert config.search.earlier == ["runs/one"]
     assert config.spaces == {"lora": {"rank": [4, 64], "dropout": 1e-4},
                              "full": {"learning_rate": {"choices": [1e-5, 2e-5]}}}
     assert load(config.to_yaml()) == config
@@ -149,6 +150,8 @@ def test_paths_are_looked_for_here_then_beside_the_config(folder: Path) -> None:
     ("search:\n  constraints: {accuracy: {at_least: 80}}", ["line 5", "never above 1"]),
     ("search:\n  constraints: {adapter_mb: {at_least: 8}}", ["line 5", "adapter_mb can be bounded from above only"]),
     ("search:\n  constraints: {minutes: 5, seconds: 9}", ["line 5", "minutes and seconds are given"]),
+    ("search:\n  from: [a, a]", ["line 5", "search.from: a run is named twice"]),
+    ("search:\n  form: a", ["line 5", "Did you mean from?"]),
     ("workers: 0", ["line 4", "workers: ", "not 0", "at least 1"]),
     ("task: translate", ["line 4", "task: ", "not 'translate'", "instruct, classify or regress"]),
     ("executor: slurm", ["line 4", "executor: ", "local or ray", "'slurm'"]),

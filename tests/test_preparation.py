@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from finemesh import preparation
 from finemesh.cli import main
+from finemesh.tuning.precision import Precision
 
 Captured = pytest.CaptureFixture[str]
 CONFIG = """model: {model}
@@ -59,6 +61,18 @@ def test_options_that_do_not_fit_are_named_as_options(places: Path, tmp_path: Pa
     command = ["tune", file, "--method"]
     assert refused(capsys, *command, "in_context").startswith("Error: --method: in_context does not fit: it writes")
     assert refused(capsys, *command, "lora", "--set", "dropout=1").startswith("Error: lora: dropout 1 drops all")
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_an_earlier_run_that_is_none_is_named_by_field_or_option(places: Path, tmp_path: Path, capsys: Captured,
+                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preparation, "measure_precision", lambda: Precision("fp32", 1.0, 1.0))
+    file = tmp_path / "mine.yaml"
+    file.write_text(CONFIG.format(model=places / "causal", data=places / "pairs", length=32, methods="lora: {}",
+                                  out=tmp_path / "run") + "search:\n  from:\n    - nowhere\n")
+    assert refused(capsys, "check", file).startswith(f"Error: {file}, line 10: search.from.0: nowhere is not the folder of")
+    assert refused(capsys, "search", file, "--from", tmp_path / "run").startswith(
+        f"Error: --from: {tmp_path / 'run'} is the run of this search itself")
     assert list(tmp_path.iterdir()) == [file]
 
 

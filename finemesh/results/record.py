@@ -71,6 +71,7 @@ class Record:
     machine: Mapping[str, Any]
     seconds: float
     trained_tokens: int
+    transfer: Mapping[str, Any]  # of a warm start, what transferred, in numbers and words
 
     @cached_property
     def scored(self) -> list[Outcome]:
@@ -171,4 +172,4 @@ def read_record(folder: Path) -> Record:
         outcomes=tuple(outcomes), curves={number: curve for number, curve in curves.items() if curve},
         repeats=tuple(run.repeats()), references={method: tuple(found) for method, found in references.items()},
         finish=run.finish(), splits=read_document(run.splits / "summary.json"), machine=read_document(run.machine),
-        seconds=run.clock().get("seconds", 0.0), trained_tokens=tokens_of(known))
+        seconds=run.clock().get("seconds", 0.0), trained_tokens=tokens_of(known), transfer=read_document(run.transfer))

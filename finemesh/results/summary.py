@@ -101,7 +101,8 @@ def status(run: Path) -> dict[str, Any]:
                             "validation_loss": record.best.validation_loss}
     test = record.finish and {key: record.finish.get(key) for key in ("untuned", "reference", "winner")}
     return {"state": record.state, "trials": {state: counts[state] for state in STATES}, "best": best, "test": test,
-            "seconds": record.seconds, "trained_tokens": record.trained_tokens, "constraints": record.foresight}
+            "seconds": record.seconds, "trained_tokens": record.trained_tokens, "constraints": record.foresight,
+            "transfer": record.transfer or None}
 
 
 def print_status(run: Path, console: Console) -> None:
@@ -118,6 +119,8 @@ def print_status(run: Path, console: Console) -> None:
         table.add_row("trained", Text(words.count(record.trained_tokens, "token")))
     if foreseen := words.foresight(record.foresight):
         table.add_row("constraints", Text(foreseen))
+    if record.transfer:
+        table.add_row("warm start", Text(record.transfer["said"]))
     if record.best is not None:
         table.add_row("best", Text(f"trial {record.best.number}: {record.best.method}, "
                                    f"{words.settings(record.best.hyperparameters)}; validation loss "

@@ -28,7 +28,8 @@ from finemesh.search.observer import Nobody, Observer
 from finemesh.search.samplers.reseeded import CONTINUES
 from finemesh.search.space import Space
 from finemesh.search.store import opened, storage_error, store_of, tell
-from finemesh.trial import Job, Outcome, read_outcome, write_outcome
+from finemesh.search.transfer import Known, Transfer
+from finemesh.trial import Job, Outcome, read_outcome, write_json, write_outcome
 
 EXHAUSTED = 200  # points in a row that were known already
 
@@ -37,11 +38,12 @@ def run_search(
     space: Space, sampler: BaseSampler, budget: Budget, executor: Executor, run: RunFolder, *,
     seed: int, steps: int, workers: int = 1, constraints: Mapping[str, float] | None = None, reproducible: bool = True,
     observer: Observer | None = None, first: Sequence[tuple[str, Mapping[str, Any]]] = (), storage: str | None = None,
-    fidelity: Fidelity | None = None, count: Count | None = None,
+    fidelity: Fidelity | None = None, count: Count | None = None, earlier: Sequence[Known] = (),
 ) -> list[Outcome]:
     """The outcomes of all trials, in order, those of earlier runs of the command included.
 
-    `first`: points that are evaluated before the sampler's own, moved into the space where they are outside.
+    `first`: points that are evaluated before the sampler's own, moved into the space where they are outside; `earlier`: those
+    of earlier studies that come next, as far as their ranking holds here.
     `fidelity` says how far each trial goes; by default all go `steps`. `count` says how many parameters a point trains: with
     it, points that are foreseen to break the constraints are not started.
     `storage`: the URL of a database; by default study.db in the run folder. When it goes away the search waits for it.
@@ -54,7 +56,7 @@ def run_search(
         try:
             with full_disk(run.path), opened(storage or f"sqlite:///{run.study}", run.study_name(storage), sampler) as study:
                 return Search(space, study, budget, jobs, run, observer, seed=seed, steps=steps, workers=workers,
-                              constraints=dict(constraints or {}), reproducible=reproducible, first=first,
+                              constraints=dict(constraints or {}), reproducible=reproducible, first=first, earlier=earlier,
                               fidelity=fidelity or FIDELITIES["full"](steps, None, 1),
                               foresight=Foresight(constraints or {}, space, count, steps)).run()
         except (StorageInternalError, SQLAlchemyError) as error:
@@ -71,13 +73,15 @@ class Search:
 
     def __init__(self, space: Space, study: optuna.Study, budget: Budget, jobs: Jobs, run: RunFolder,
                  observer: Observer, *, seed: int, steps: int, workers: int, constraints: dict[str, float],
-                 reproducible: bool, first: Sequence[tuple[str, Mapping[str, Any]]], fidelity: Fidelity,
-                 foresight: Foresight) -> None:
+                 reproducible: bool, first: Sequence[tuple[str, Mapping[str, Any]]], earlier: Sequence[Known],
+                 fidelity: Fidelity, foresight: Foresight) -> None:
         self._space, self._budget, self._jobs, self._folder, self._observer = space, budget, jobs, run, observer
         self._seed, self._steps, self._workers, self._constraints = seed, steps, workers, constraints
         self._reproducible, self._study, self._store = reproducible, study, store_of(study)
-        self._first = [space.stored(method, space.nearest(method, point)) for method, point in first]
         self._fidelity, self._history, self._foresight = fidelity, History(run), foresight
+        inside = [(method, space.nearest(method, point)) for method, point in first]
+        self._first = [space.stored(method, point) for method, point in inside]
+        self._transfer = Transfer(earlier, space, {space.key(*pair) for pair in inside}, self._history.forecast)
         self._told: dict[int, Outcome] = {}
         self._flight: dict[int, Trial] = {}
         self._ended: dict[int, Outcome] = {}  # not told yet
@@ -155,6 +159,8 @@ class Search:
                                           user_attrs={CONTINUES: former.number})
             elif begun < len(self._first):
                 self._study.enqueue_trial(self._first[begun])
+            elif (known := self._transfer.next(self._originals)) is not None:
+                self._study.enqueue_trial(self._space.stored(known.method, known.hyperparameters))
         self._launch(self._study.ask())
 
     def _show(self, number: int) -> None:
@@ -204,10 +210,16 @@ class Search:
             self._unstarted.add(outcome.number)
             self._idle += 1
 
-    def _hear(self, outcome: Outcome) -> None:
+    def _hear(self, outcome: Outcome) -> bool:
+        """Whether an earlier study knows its point."""
         self._foresight.tell(outcome)
         if outcome.started:
             self._history.tell(outcome)
+        known = self._transfer.tell(outcome)
+        if known:
+            with full_disk(self._folder.path):
+                write_json(self._folder.transfer, self._transfer.document())
+        return known
 
     def _note(self, number: int, method: str, point: Mapping[str, Any], continues: int | None) -> int | None:
         """The earlier trial with the same active point, unless this one continues it."""
@@ -243,8 +255,8 @@ class Search:
     def _tell(self, number: int, outcome: Outcome) -> None:
         if number in self._copies:
             write_outcome(self._folder.trial(number), outcome)
-        else:
-            self._hear(outcome)
+        elif self._hear(outcome) and outcome.continues is None and self._transfer.over(self._originals):
+            self._observer.message(self._transfer.said())
         tell(self._study, self._flight.pop(number), outcome, self._history.forecast(outcome), self._steps)
         self._folder.lighten(self._folder.trial(number))
         if self._history.resting:

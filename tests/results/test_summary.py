@@ -9,7 +9,7 @@ from rich.console import Console
 from finemesh.errors import InputError
 from finemesh.results.summary import print_status, print_summary, status
 from finemesh.run import RunFolder
-from finemesh.trial import Outcome, write_outcome
+from finemesh.trial import Outcome, write_json, write_outcome
 
 Make = Callable[..., Path]
 
@@ -103,6 +103,10 @@ def test_the_status_before_the_finish(make_run: Make) -> None:
     assert "stopped" in printed(print_status, run)
     with RunFolder(run).locked():
         assert status(run)["state"] == "running"
+    assert status(run)["transfer"] is None
+    write_json(RunFolder(run).transfer, {"kendall": 1.0, "said": "1 of 1 pairs are in the same order as there"})
+    assert status(run)["transfer"]["kendall"] == 1.0
+    assert "warm start  1 of 1 pairs are in the same order as there" in printed(print_status, run)
     empty = status(make_run(trials=0, finished=False))
     assert empty["best"] is None
     assert sum(empty["trials"].values()) == 0

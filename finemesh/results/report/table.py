@@ -128,7 +128,7 @@ def about(record: Record) -> list[tuple[str, str]]:
         ("duplicates left out", splits.get("duplicates")), ("rows without a scored token", splits.get("dropped")),
         ("notes", " ".join(splits.get("notes") or [])), ("data hash", splits.get("data_hash")),
         ("optimizer", search.get("optimizer")), ("fidelity", search.get("fidelity")),
-        ("constraints", words.foresight(record.foresight)),
+        ("constraints", words.foresight(record.foresight)), ("warm start from", ", ".join(search.get("from") or [])),
         ("steps of a trial", search.get("steps")), ("seed", search.get("seed")),
         ("precision", precision.get("name") if isinstance(precision, dict) else precision),
         ("processor", machine.get("processor")), ("graphics processors", ", ".join(machine.get("gpus") or [])),
