@@ -55,7 +55,7 @@ class Landscape:
 LANDSCAPES = (
     Landscape(Dataset("topics", MINILM, "questions.jsonl", max_length=32, rows=(2000, 100, 1), steps=54, batch_size=8,
                       validations=9),
-              ("full", "head", "bottleneck", "prefix", "prompt", "p_tuning", "p_tuning_v2", "lora", "sift"), 15, 14),
+              ("full", "head", "bottleneck", "prefix", "prompt", "p_tuning", "p_tuning_v2", "lora", "sift"), 15, 16),
     Landscape(Dataset("chatterbot", SMOLLM, "package:chatterbot-corpus", rows=(2000, 20, 1), steps=18, batch_size=4,
                       validations=9),
               ("lora", "full", "sift", "bottleneck", "prefix", "prompt", "head"), 9, 8, repeated=1),

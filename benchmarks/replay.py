@@ -56,7 +56,7 @@ class Surface:
             there = self._failed * self._scale
             if np.linalg.norm(there - here, axis=1).min() < np.linalg.norm(self._known * self._scale - here, axis=1).min():
                 return None
-        return self._model(here[None])[0]
+        return np.clip(self._model(here[None])[0], self.curves.min(axis=0), self.curves.max(axis=0))
 
     @cached_property
     def _known(self) -> Vector:
