@@ -35,11 +35,16 @@ class Tokens:
 
 
 class Entries:
-    """Places in a matrix of `shape` (rows, columns); `flat` (count,) int32, ascending: row * columns + column."""
+    """Places in a matrix of `shape` (rows, columns); `flat` (count,) int32, ascending: row * columns + column.
+
+    Where each row's begin is found here: what is kept for good must not lie between activations (LOG.md).
+    """
 
     def __init__(self, flat: torch.Tensor, shape: tuple[int, int]) -> None:
         self.flat, self.shape = flat, shape
-        self._pattern: tuple[torch.Tensor, torch.Tensor] | None = None
+        rows, columns = shape
+        firsts = torch.arange(rows + 1, device=flat.device) * columns
+        self._starts = torch.searchsorted(flat.long(), firsts, out_int32=True)  # (rows + 1,)
 
     @property
     def density(self) -> float:
@@ -49,20 +54,10 @@ class Entries:
         """(count,) float32, from left (tokens, rows) and right (tokens, columns) of one type."""
         if left.values.device.type == "cpu" and self.density <= PAYS_UP_TO.get(left.values.dtype, 0.0):
             values = torch.empty(len(self.flat))
-            run(_sampled_product, *self._rows(), left.columns, right.columns, values)
+            run(_sampled_product, self._starts, self.flat, left.columns, right.columns, values)
             return values
         dense = left.values.t() @ right.values
         return dense.view(-1).index_select(0, self.flat).float()
-
-    def _rows(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Where each row's entries begin, (rows + 1,), and the entries' columns, (count,)."""
-        if self._pattern is None:
-            rows, columns = self.shape
-            row = torch.div(self.flat, columns, rounding_mode="floor")
-            starts = torch.zeros(rows + 1, dtype=torch.int32)
-            starts[1:] = torch.bincount(row, minlength=rows).cumsum(0)
-            self._pattern = starts, self.flat - row * columns
-        return self._pattern
 
 
 @kernel
@@ -83,7 +78,7 @@ def _transpose(values: Any, columns: Any) -> None:
 
 
 @kernel
-def _sampled_product(starts: Any, columns: Any, left: Any, right: Any, values: Any) -> None:
+def _sampled_product(starts: Any, flat: Any, left: Any, right: Any, values: Any) -> None:
     """left (rows, tokens), right (columns, tokens) -> values (count,)"""
     rows, tokens = left.shape
     for i in prange(rows):
@@ -92,7 +87,7 @@ def _sampled_product(starts: Any, columns: Any, left: Any, right: Any, values: A
             for t in range(tokens):
                 own[t] = wide(left[i, t])
             for entry in range(starts[i], starts[i + 1]):
-                other = right[columns[entry]]
+                other = right[flat[entry] - i * len(right)]
                 total = np.float32(0)
                 for t in range(tokens):
                     total += own[t] * wide(other[t])

@@ -90,7 +90,7 @@ class Sift(Method):
         for name, layer in layers.items():
             sparse = SparseLinear(layer, chosen[name])
             if name in gradients:
-                sparse.first = gradients[name].view(-1).index_select(0, sparse.entries.flat).float()
+                sparse.first = gradients[name].view(-1).index_select(0, sparse.entries.flat)
             model.set_submodule(name, sparse)
         del gradients
         release_freed_heap()  # so that the summed gradients are not still resident beside the first activations

@@ -22,12 +22,13 @@ def test_entries_of_the_dense_product(dtype, density):
 
 def test_both_ways_are_taken(monkeypatch):
     entries = Entries(torch.tensor([0, 5, 11], dtype=torch.int32), (3, 4))
-    left, right = torch.randn(7, 3), torch.randn(7, 4)
-    dense = entries.gradient(Tokens(left), Tokens(right))
-    assert entries._pattern is None
+    values = torch.randn(7, 3), torch.randn(7, 4)
+    left, right = Tokens(values[0]), Tokens(values[1])
+    dense = entries.gradient(left, right)
+    assert left._columns is None
     monkeypatch.setattr(sampled, "PAYS_UP_TO", {torch.float32: 1.0})
-    torch.testing.assert_close(entries.gradient(Tokens(left), Tokens(right)), dense)
-    assert entries._pattern is not None
+    torch.testing.assert_close(entries.gradient(left, right), dense)
+    assert left._columns is not None
 
 
 @pytest.mark.parametrize("count", [5, 32, 70])
