@@ -80,7 +80,7 @@ def search(config: Config, *, observer: Observer | None = None, here: int | None
             if run.finish() is None:
                 run.forget_lightened()
             finish(outcomes, study.references, study.space, executor, run, seed=settings.seed, steps=settings.steps,
-                   repeats=settings.repeats, constraints=settings.bounds, observer=watcher,
+                   repeats=settings.repeats, extra=settings.extra_repeats, constraints=settings.bounds, observer=watcher,
                    answers=ANSWERS if study.task.task == "instruct" else 0,
                    rows={name: len(study.splits[name]) for name in ("train", "validation", "test")})
         hand_over(run, config)
@@ -157,7 +157,7 @@ def check(config: Config) -> dict[str, Any]:
         else:
             warnings.append(f"{name}: {outcome.error}")
     mean = sum(m["trial_seconds"] for m in methods.values()) / max(1, len(methods))
-    repeats = config.search.repeats * (3 + len(study.references))
+    repeats = config.search.repeats * (3 + len(study.references)) + 2 * config.search.extra_repeats
     summary = study.splits.summary()
     return {"task": splits.task, "format": splits.format, "rows": summary["rows"],
             **{name: summary[name] for name in ("tasks",) if name in summary}, "duplicates": splits.duplicates,

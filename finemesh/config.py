@@ -39,6 +39,7 @@ class SearchConfig(Section):
     constraints: dict[str, Any] = {}  # bounds on numbers of outcome.json: upper, or {at_least: x} for a score
     objectives: list[str] = ["validation_loss"]
     repeats: int = Field(default=3, ge=1)  # seeds for the leaders
+    extra_repeats: int = Field(default=1, ge=0)  # seeds more for two leaders that cannot be told apart
     seed: int = Field(default=0, ge=0, lt=2**31)
     reproducible: bool = True
 

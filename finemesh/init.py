@@ -44,6 +44,7 @@ search:
   batch_size: 8
   # constraints: {{peak_memory_mb: 8000, trainable_parameters: 2e6, adapter_mb: 20, seconds: 600}}
   repeats: 3        # fresh seeds for each of the three best trials, before one is called the winner
+  # extra_repeats: 1  # seeds more for two of them that cannot be told apart
   seed: 0
 
 workers: 1          # trials at a time

@@ -149,7 +149,8 @@ def found(content: Content) -> str:
     return f"""## How it was found
 
 {trials} of {"at most " if content["fidelity"] != "full" else ""}{words.count(content["steps"], "step")} each by the \
-optimizer {inline(content["optimizer"])}. The best ones were repeated on fresh seeds, and the lowest mean validation loss won.
+optimizer {inline(content["optimizer"])}. The best ones were repeated on fresh seeds, and the one won whose
+validation loss on another seed is expected to be the lowest. {words.leaders(content["finish"].get("noise"))}
 
 Data: {inline(content["source"])}; {rows} rows after {duplicates} left out, split by the hash
 of the prompt{f" ({inline(data['format'])})" if data.get("tasks") else ""}. Hash of the rows: `{data["data_hash"]}`."""

@@ -38,7 +38,7 @@ def finding(record: Record) -> str:
                  -1: " The untuned model does better."}[untuned.compared(winner)]
     if best_reference is not None:
         text += against(winner, best_reference)
-    return text
+    return f"{text} {words.leaders(record.noise)}".rstrip()
 
 
 def difference(row: Row) -> str:

@@ -114,6 +114,11 @@ class Record:
         return (self.finish or {}).get("winner")
 
     @property
+    def noise(self) -> Mapping[str, Any] | None:
+        """What the seeds' noise leaves open about the leaders: seed_deviation, leaders (best first), undecided."""
+        return (self.finish or {}).get("noise")
+
+    @property
     def settings(self) -> Mapping[str, Any]:
         return self.config.get("search") or {}
 

@@ -102,7 +102,7 @@ def status(run: Path) -> dict[str, Any]:
     test = record.finish and {key: record.finish.get(key) for key in ("untuned", "reference", "winner")}
     return {"state": record.state, "trials": {state: counts[state] for state in STATES}, "best": best, "test": test,
             "seconds": record.seconds, "trained_tokens": record.trained_tokens, "constraints": record.foresight,
-            "transfer": record.transfer or None}
+            "transfer": record.transfer or None, "noise": record.noise}
 
 
 def print_status(run: Path, console: Console) -> None:
@@ -121,6 +121,8 @@ def print_status(run: Path, console: Console) -> None:
         table.add_row("constraints", Text(foreseen))
     if record.transfer:
         table.add_row("warm start", Text(record.transfer["said"]))
+    if said := words.leaders(record.noise):
+        table.add_row("leaders", Text(said))
     if record.best is not None:
         table.add_row("best", Text(f"trial {record.best.number}: {record.best.method}, "
                                    f"{words.settings(record.best.hyperparameters)}; validation loss "

@@ -58,6 +58,26 @@ def foresight(counts: Mapping[str, int]) -> str:
     return "; ".join(said)
 
 
+def leaders(noise: Mapping[str, Any] | None) -> str:
+    """'Trials 7 and 3 cannot be told apart: ...', or how probably the winner is the best; '' where nothing was compared."""
+    if noise is None or len(noise["leaders"]) < 2:
+        return ""
+    first, *others = noise["leaders"]
+    deviation = noise["seed_deviation"]
+    said = "" if deviation is None else f" From seed to seed a loss varies by {loss(deviation)} (standard deviation)."
+    rivals = [one for one in others if one["number"] in noise["undecided"]]
+    if not rivals:
+        return f"Trial {first['number']} is the best of the {len(noise['leaders'])} leaders with a probability of " \
+               f"{probability(first['best'])}.{said}"
+    numbers = " and ".join(str(one["number"]) for one in [first, *rivals])
+    each = " and ".join(f"{probability(one['winner_better'])} against {one['number']}" for one in rivals)
+    return f"Trials {numbers} cannot be told apart: {first['number']} is better with a probability of {each}.{said}"
+
+
+def probability(value: float) -> str:
+    return "over 99 %" if value > 0.995 else f"{100 * value:.0f} %"
+
+
 def metric(key: str, value: float) -> str:
     return f"{100 * value:.1f} %" if key in PERCENT else f"{value:.3f}"
 

@@ -1,13 +1,15 @@
-"""The end of a search: the leaders repeated on fresh seeds, the winner by their mean, the test split once.
+"""The end of a search: the leaders repeated on fresh seeds, the winner by what noise.py makes of it, the test split once.
 
-Each method's reference settings run on the same seeds with the same steps, and the untuned model is measured beside
-them. What is done is kept: a finish that was stopped goes on, and no run is measured on the test split twice.
+The two leaders that are hardest to tell apart are repeated once more (the top-two rule of D. Russo, "Simple Bayesian
+algorithms for best-arm identification", 2020). Each method's reference settings run on the same seeds with the same steps,
+and the untuned model is measured beside them. What is done is kept: a finish that was stopped goes on, and no run is
+measured on the test split twice.
 """
 
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from finemesh.search.board import Board
 from finemesh.search.budget import SAVED_EVERY, Clock
 from finemesh.search.executors.base import Executor
 from finemesh.search.jobs import Jobs
+from finemesh.search.noise import Standing, seed_deviation, standings, undecided
 from finemesh.search.observer import Nobody, Observer
 from finemesh.search.space import Space
 from finemesh.search.verdict import answered, tested
@@ -32,12 +35,12 @@ class NoWinner(RuntimeError):
 def finish(
     outcomes: Sequence[Outcome], references: Mapping[str, Mapping[str, Any]], space: Space, executor: Executor,
     run: RunFolder, *, seed: int, steps: int, repeats: int, constraints: Mapping[str, float] | None = None,
-    observer: Observer | None = None, answers: int = 0, rows: Mapping[str, int] | None = None,
+    observer: Observer | None = None, answers: int = 0, rows: Mapping[str, int] | None = None, extra: int = 0,
 ) -> dict[str, Any]:
     """Writes finish.json and gives it back; at once where it is there. Raises NoWinner.
 
     `outcomes` are the search's, `references` holds a point for each method, `answers` is the number of test rows that
-    the untuned model and the winner answer, `rows` the sizes of the splits.
+    the untuned model and the winner answer, `rows` the sizes of the splits, `extra` the seeds for telling leaders apart.
     """
     if (done := run.finish()) is not None:
         return done
@@ -47,19 +50,31 @@ def finish(
     observer = observer or Nobody()
     plan = _plan(candidates, references, space, run, range(seed + 1, seed + 1 + repeats), steps, constraints or {})
     with Clock(run, "finish") as clock, full_disk(run.path):
-        ended = _run_all(plan, Jobs(executor, observer, Board(run)), observer, clock)
-        winner = best_of({number: [ended[job.folder] for job in jobs] for number, jobs in plan.leading.items()})
+        runs = Jobs(executor, observer, Board(run))
+        ended = _run_all(plan.jobs, "leaders and references", runs, observer, clock)
+        _copy_twins(plan, ended)
+        ranked = standings(candidates, plan.steadiest(ended))
+        for further in range(seed + 1 + repeats, seed + 1 + repeats + extra):
+            if not (rivals := undecided(ranked)):
+                break
+            observer.message(_why_again(ranked[0], rivals[0]))
+            jobs = [plan.again(one.number, further, run) for one in (ranked[0], rivals[0])]
+            ended |= _run_all(jobs, "leaders again", runs, observer, clock)
+            ranked = standings(candidates, plan.steadiest(ended))
+        winner = ranked[0].number
         groups = {name: [job.folder for job in jobs if ended[job.folder].state == "complete"]
                   for name, jobs in (plan.measured | {WINNER: plan.leading[winner]}).items()}
         results = tested(executor, run, groups, WINNER, observer)
         best = min(groups[WINNER], key=lambda folder: ended[folder].validation_loss or math.inf)
         document = {
             "untuned": results["untuned"],
-            "reference": {method: results[method] | {"hyperparameters": dict(point), "seeds": plan.seeds}
+            "reference": {method: results[method] | {"hyperparameters": dict(point), "seeds": _seeds(plan.measured[method])}
                           for method, point in references.items()},
-            "winner": results[WINNER] | {"number": winner, "method": ended[best].method, "seeds": plan.seeds,
+            "winner": results[WINNER] | {"number": winner, "method": ended[best].method, "seeds": _seeds(plan.leading[winner]),
                                          "hyperparameters": dict(ended[best].hyperparameters),
                                          "folder": str(best.relative_to(run.path))},
+            "noise": {"seed_deviation": seed_deviation(list(plan.steadiest(ended).values())),
+                      "leaders": [asdict(one) for one in ranked], "undecided": [one.number for one in undecided(ranked)]},
             "repeats": [_summary(ended[job.folder]) for jobs in plan.leading.values() for job in jobs],
             "answers": answered(executor, best, answers) if answers else [],
             "rows": dict(rows or {}),
@@ -72,7 +87,6 @@ def finish(
 class _Plan:
     """The jobs of the finish. `twins`: methods whose reference settings are a leader's, which are not run twice."""
 
-    seeds: list[int]
     leading: dict[int, list[Job]]
     referring: dict[str, list[Job]]
     twins: dict[str, int]
@@ -88,6 +102,17 @@ class _Plan:
         return {method: self.leading[self.twins[method]] if method in self.twins else jobs
                 for method, jobs in self.referring.items()}
 
+    def again(self, number: int, seed: int, run: RunFolder) -> Job:
+        """A leader's run on one more seed."""
+        first = self.leading[number][0]
+        job = replace(first, seed=seed, folder=run.repeat(number, seed - first.seed + 1))
+        self.leading[number].append(job)
+        return job
+
+    def steadiest(self, ended: Mapping[Path, Outcome]) -> dict[int, list[Outcome]]:
+        """The complete runs of the leaders of which the fewest failed."""
+        return steadiest({number: [ended[job.folder] for job in jobs] for number, jobs in self.leading.items()})
+
 
 def _plan(candidates: Sequence[Outcome], references: Mapping[str, Mapping[str, Any]], space: Space, run: RunFolder,
           seeds: Sequence[int], steps: int, constraints: Mapping[str, float]) -> _Plan:
@@ -100,7 +125,7 @@ def _plan(candidates: Sequence[Outcome], references: Mapping[str, Mapping[str, A
     numbers = {space.key(leader.method, leader.hyperparameters): leader.number for leader in candidates}
     keys = {method: space.key(method, point) for method, point in references.items()}
     twins = {method: numbers[key] for method, key in keys.items() if key in numbers}
-    return _Plan(list(seeds), leading, referring, twins)
+    return _Plan(leading, referring, twins)
 
 
 def leaders(outcomes: Sequence[Outcome], count: int = LEADERS) -> list[Outcome]:
@@ -116,24 +141,22 @@ def leaders(outcomes: Sequence[Outcome], count: int = LEADERS) -> list[Outcome]:
     return sorted(complete or pruned, key=lambda o: (-o.steps, o.validation_loss or 0.0, o.number))[:count]
 
 
-def best_of(repeats: Mapping[int, Sequence[Outcome]]) -> int:
-    """The number of the leader of lowest mean loss; one with a failed repeat comes after those without."""
-    def rank(number: int) -> tuple[int, float]:
-        losses = [o.validation_loss for o in repeats[number] if o.state == "complete" and o.validation_loss is not None]
-        return len(repeats[number]) - len(losses), sum(losses) / len(losses) if losses else math.inf
-
-    best = min(repeats, key=rank)
-    if rank(best)[1] == math.inf:
+def steadiest(repeats: Mapping[int, Sequence[Outcome]]) -> dict[int, list[Outcome]]:
+    """The complete runs of the leaders of which the fewest failed: what may fail is not recommended. Raises NoWinner."""
+    complete = {number: [run for run in runs if run.state == "complete" and run.validation_loss is not None]
+                for number, runs in repeats.items()}
+    if not any(complete.values()):
         errors = [outcome for outcomes in repeats.values() for outcome in outcomes]
         raise NoWinner(f"every repeat of the leaders failed on fresh seeds; most often: {_commonest_error(errors)}")
-    return best
+    fewest = min(len(repeats[number]) - len(runs) for number, runs in complete.items() if runs)
+    return {number: runs for number, runs in complete.items() if runs and len(repeats[number]) - len(runs) == fewest}
 
 
-def _run_all(plan: _Plan, runs: Jobs, observer: Observer, clock: Clock) -> dict[Path, Outcome]:
-    """By folder, the outcomes of all that is planned; a twin's is copied into the folder of its reference."""
-    observer.phase("leaders and references", len(plan.jobs))
+def _run_all(jobs: Sequence[Job], name: str, runs: Jobs, observer: Observer, clock: Clock) -> dict[Path, Outcome]:
+    """Their outcomes by folder."""
+    observer.phase(name, len(jobs))
     ended = {}
-    for job in plan.jobs:
+    for job in jobs:
         outcome = runs.start(job)
         if outcome is not None:
             ended[job.folder] = outcome
@@ -143,11 +166,24 @@ def _run_all(plan: _Plan, runs: Jobs, observer: Observer, clock: Clock) -> dict[
             ended[job.folder] = outcome
             observer.ended(outcome)
         clock.tick()
+    return ended
+
+
+def _copy_twins(plan: _Plan, ended: Mapping[Path, Outcome]) -> None:
+    """The outcome of a leader that is a reference, into the folder of the reference."""
     for method, number in plan.twins.items():
         for leader, reference in zip(plan.leading[number], plan.referring[method], strict=True):
             copy = ended[leader.folder].renumbered(reference.number, duplicate_of=number)
             write_outcome(reference.folder, copy)
-    return ended
+
+
+def _why_again(first: Standing, rival: Standing) -> str:
+    return f"Trials {first.number} and {rival.number} cannot be told apart: {first.number} is the better one with a " \
+           f"probability of {100 * (rival.winner_better or 0.0):.0f} %. Each runs on one more seed."
+
+
+def _seeds(jobs: Sequence[Job]) -> list[int]:
+    return [job.seed for job in jobs]
 
 
 def _summary(outcome: Outcome) -> dict[str, Any]:

@@ -144,7 +144,12 @@ def write_finish(run: Path, made: list[Outcome], methods: list[str], task: str, 
         winner = result(loss, metrics_of(task, loss)) | {
             "number": done[0].number, "method": done[0].method, "hyperparameters": done[0].hyperparameters,
             "seeds": [1, 2, 3]}
+    leaders = [{"number": o.number, "method": o.method, "runs": 4 if place < 2 else 3, "mean": o.validation_loss,
+                "expected_loss": o.validation_loss, "best": (0.6, 0.3, 0.1)[place], "winner_better": (None, 0.71, 0.97)[place]}
+               for place, o in enumerate(done[:3])]
+    noise = {"seed_deviation": 0.0123, "leaders": leaders, "undecided": [one["number"] for one in leaders[1:2]]}
     write_json(run / "finish.json", {
+        "noise": noise,
         "untuned": result(UNTUNED + 0.04, metrics_of(task, 4.0)), "reference": reference, "winner": winner,
         "repeats": repeats, "answers": ANSWERS, "rows": {"train": 717, "validation": 90, "test": 90}})
 

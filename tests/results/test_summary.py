@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from finemesh.errors import InputError
+from finemesh.results.report import write_report
 from finemesh.results.summary import print_status, print_summary, status
 from finemesh.run import RunFolder
 from finemesh.trial import Outcome, write_json, write_outcome
@@ -34,6 +35,22 @@ def test_the_summary_says_what_was_found(make_run: Make) -> None:
                  str(run / "best")):
         assert part in text
     assert text.index("untuned model  ") < text.index("lora, reference settings") < text.index(": the winner")
+
+
+def test_leaders_that_cannot_be_told_apart_are_said(make_run: Make) -> None:
+    run = make_run()
+    noise = json.loads((run / "finish.json").read_text())["noise"]
+    first, second = (one["number"] for one in noise["leaders"][:2])
+    said = f"Trials {first} and {second} cannot be told apart: {first} is better with a probability of 71 % " \
+           f"against {second}. From seed to seed a loss varies by 0.012 (standard deviation)."
+    for show in (print_summary, print_status):
+        assert said in " ".join(printed(show, run).split())
+    assert said in write_report(run).read_text()
+    assert status(run)["noise"] == noise
+    (run / "finish.json").write_text(json.dumps({**json.loads((run / "finish.json").read_text()),
+                                                 "noise": noise | {"undecided": []}}))
+    assert f"Trial {first} is the best of the 3 leaders with a probability of 60 %." in " ".join(
+        printed(print_summary, run).split())
 
 
 @pytest.mark.parametrize(("gain", "words"), [(0.5, "also beats"), (0.01, "cannot be told apart"), (-0.5, "do better")])

@@ -112,7 +112,7 @@ def executor(folder: Path, workers: int = 1, **script: Any) -> LocalExecutor:
 
 def search(folder: Path, trials: int, *, workers: int = 1, space: Space = SPACE, sampler: BaseSampler | None = None,
            hours: float | None = None, steps: int = 2, observer: Any = None, finishing: bool = False,
-           script: Mapping[str, Any] | None = None, workplace: Executor | None = None, here: int | None = None,
+           script: Mapping[str, Any] | None = None, extra: int = 0, workplace: Executor | None = None, here: int | None = None,
            **options: Any) -> list[Outcome]:
     run = RunFolder(folder)
     run.path.mkdir(parents=True, exist_ok=True)
@@ -129,7 +129,7 @@ def search(folder: Path, trials: int, *, workers: int = 1, space: Space = SPACE,
                               workers=workers, observer=observer, **options)
         if finishing:
             finish(outcomes, REFERENCES, space, workplace, run, seed=0, steps=steps, repeats=2, observer=observer,
-                   answers=2, rows={"test": 40})
+                   answers=2, rows={"test": 40}, extra=extra)
     return outcomes
 
 

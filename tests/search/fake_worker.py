@@ -1,14 +1,15 @@
 """A worker without a model: the loss is a function of the point, and trials do what a script file tells them.
 
 The script: {"seconds": of a step, "whole": steps of a whole trial, "die": {"trial number": times}, "until": {"trial number":
-another that it waits for}, "refuse": message, "broken": true, "no_test": true} and lists of trial numbers: slow, fail,
-error, infeasible (no loss), heavy (a loss, yet infeasible), pruned, full (the disk), hang. Checkpoints are written as a real
-trial writes them.
+another that it waits for}, "noise": deviation of the loss from seed to seed, "refuse": message, "broken": true, "no_test":
+true} and lists of trial numbers: slow, fail, error, infeasible (no loss), heavy (a loss, yet infeasible), pruned, full (the
+disk), hang. Checkpoints are written as a real trial writes them.
 """
 
 import json
 import math
 import os
+import random
 import signal
 import sys
 import threading
@@ -73,7 +74,7 @@ def tune(job: Job, script: dict[str, Any], request: int) -> Outcome:
         time.sleep(1e6)
     whole = script.get("whole", job.steps)
     outcome = Outcome(job.number, "complete" if job.steps >= whole else "pruned", job.method, job.hyperparameters, job.seed,
-                      job.steps, validation_loss=loss(job) * whole / job.steps, scored_tokens=100,
+                      job.steps, validation_loss=(loss(job) + noise(job, script)) * whole / job.steps, scored_tokens=100,
                       trained_tokens=10 * job.steps, continues=job.continues)
     if job.number in script.get("fail", []):
         outcome = Outcome(job.number, "failed", job.method, job.hyperparameters, job.seed, error="ValueError: NaN")
@@ -117,6 +118,10 @@ def die(job: Job, script: dict[str, Any]) -> None:
 def loss(job: Job) -> float:
     point = job.hyperparameters
     return round((math.log10(point["learning_rate"]) + 3) ** 2 + point.get("rank", 30) / 100 + 0.001 * job.seed, 6)
+
+
+def noise(job: Job, script: dict[str, Any]) -> float:
+    return random.Random(f"{job.number} {job.seed}").gauss(0.0, script.get("noise", 0.0))
 
 
 def evaluate(arguments: dict[str, Any], script: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from finemesh.run import RunFolder
-from finemesh.search.finish import NoWinner, best_of, leaders
+from finemesh.search.finish import NoWinner, leaders, steadiest
 from finemesh.trial import Outcome, read_outcome
 
 
@@ -29,13 +29,14 @@ def test_leaders_are_the_best_complete_feasible_trials_without_copies() -> None:
     assert [leader.number for leader in leaders(outcomes, 9)] == [2, 6, 8, 0, 7]
 
 
-def test_the_winner_is_that_of_the_lowest_mean_whose_repeats_all_succeed() -> None:
+def test_only_leaders_of_the_fewest_failed_repeats_can_win() -> None:
     good = {0: [outcome(0, 1.0), outcome(0, 3.0)], 1: [outcome(1, 1.8), outcome(1, 1.9)]}
-    assert best_of(good) == 1
-    assert best_of(good | {2: [outcome(2, 1.0), outcome(2, None, "failed")]}) == 1
-    assert best_of({2: [outcome(2, 1.0), outcome(2, None, "failed")], 3: [outcome(3, None, "failed")] * 2}) == 2
+    assert steadiest(good) == good
+    assert steadiest(good | {2: [outcome(2, 1.0), outcome(2, None, "failed")]}) == good
+    failed = {2: [outcome(2, 1.0), outcome(2, None, "failed")], 3: [outcome(3, None, "failed")] * 2}
+    assert steadiest(failed) == {2: [outcome(2, 1.0)]}
     with pytest.raises(NoWinner, match=r"every repeat .* most often: NaN \(2 of 2\)"):
-        best_of({3: [outcome(3, None, "failed", error="NaN")] * 2})
+        steadiest({3: [outcome(3, None, "failed", error="NaN")] * 2})
 
 
 def test_the_document(fake: SimpleNamespace, tmp_path: Path) -> None:
@@ -90,6 +91,36 @@ def test_a_finish_that_was_stopped_anywhere_goes_on(fake: SimpleNamespace, tmp_p
     assert finished(fake, tmp_path / "run") == whole
     again = [path for path in (tmp_path / "run").glob("*/*/steps.log") if path.read_text() != "0\n1\n"]
     assert len(again) <= 1  # the step in which the worker was ended
+
+
+def test_leaders_that_cannot_be_told_apart_are_repeated_once_more_and_a_stop_changes_nothing(fake: SimpleNamespace,
+                                                                                             tmp_path: Path) -> None:
+    options: dict[str, Any] = {"script": {"noise": 0.5}, "extra": 2, "finishing": True}
+    whole = fake.Watcher()
+    fake.search(tmp_path / "whole", 6, observer=whole, **options)
+    document = RunFolder(tmp_path / "whole").finish() or {}
+    assert whole.phases[1:] == [("leaders and references", 10), ("leaders again", 2), ("leaders again", 2)]
+    assert [text for text in whole.messages if "cannot be told apart" in text and "probability" in text]
+    noise, seeds = document["noise"], {}
+    for repeat in document["repeats"]:
+        seeds.setdefault(repeat["number"], []).append(repeat["seed"])
+    assert {one["number"]: one["runs"] for one in noise["leaders"]} == {n: len(found) for n, found in seeds.items()}
+    assert sorted(seed for found in seeds.values() for seed in found if seed > 2) == [3, 3, 4, 4]
+    assert all((tmp_path / f"whole/repeats/{n:04d}-{seed}").exists() for n, found in seeds.items() for seed in found)
+    assert noise["leaders"][0]["number"] == document["winner"]["number"]
+    assert document["winner"]["seeds"] == seeds[document["winner"]["number"]]
+    assert 0.2 < noise["seed_deviation"] < 0.9
+
+    class Stops(fake.Watcher):
+        def started(self, job: Any) -> None:
+            super().started(job)
+            if job.seed == 4:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fake.search(tmp_path / "run", 6, observer=Stops(), **options)
+    fake.search(tmp_path / "run", 6, **options)
+    assert RunFolder(tmp_path / "run").finish() == document
 
 
 def test_more_trials_make_another_finish(fake: SimpleNamespace, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from finemesh.results.report.history import history, learning_curves
 from finemesh.results.report.importance import FEWEST, Importance, importances, share_of_method, spaces
 from finemesh.results.report.methods import strips
 from finemesh.results.report.parallel import parallels
-from finemesh.results.report.table import COLUMNS, about, band, facts, results, table
+from finemesh.results.report.table import COLUMNS, about, band, facts, leaders, results, table
 from finemesh.results.summary import meaning
 
 HERE = Path(__file__).parent
@@ -49,6 +49,7 @@ def content(record: Record) -> dict[str, Any]:
         "record": record, "name": record.folder.resolve().name, "headline": headline(record),
         "finding": finding(record), "facts": facts(record), "sections": SECTIONS, "looks": look,
         "rows": rows, "ticks": ticks, "band": band(rows), "test_rows": test_rows(record), "meaning": meaning(record),
+        "leaders": leaders(record, look), "leaders_said": words.leaders(record.noise),
         "unit": words.UNITS.get(record.task, ""), "answers": answers(record),
         "history": history(record, look), "curves": learning_curves(record, look),
         "kinds": [pair for pair in KINDS if any(trial.kind == pair[0] for trial in trials)],

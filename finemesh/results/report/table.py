@@ -66,6 +66,24 @@ def drawn(row: Row, look: str, scale: Scale) -> Drawn:
                  words.metrics(row.result.get("metrics")))
 
 
+@dataclass(frozen=True)
+class Leader:
+    """`best` is the probability that no other leader is better."""
+
+    name: str
+    look: str
+    best: float
+    text: str
+
+
+def leaders(record: Record, looks: Mapping[str, str]) -> list[Leader]:
+    """Those that were repeated, best first; none where there is but one."""
+    found = (record.noise or {}).get("leaders", [])
+    return [Leader(f"{one['method']}, trial {one['number']}", looks[one["method"]], one["best"],
+                   f"{words.loss(one['expected_loss'])} for trial {one['number']} ({words.count(one['runs'], 'run')})")
+            for one in found if len(found) > 1]
+
+
 def table(record: Record) -> list[TableRow]:
     winner = (record.winner or {}).get("number")
     return [TableRow(outcome.number, kind_of(outcome, winner), cells(outcome, winner)) for outcome in record.outcomes]
