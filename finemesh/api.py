@@ -74,14 +74,15 @@ def search(config: Config, *, observer: Observer | None = None, here: int | None
                 study.space, OPTIMIZERS[settings.optimizer](settings.seed, config.workers),
                 Budget(settings.trials, settings.hours), executor, run, seed=settings.seed, steps=settings.steps,
                 workers=config.workers, constraints=settings.bounds, count=study.count, reproducible=settings.reproducible,
+                objectives=settings.objectives,
                 observer=watcher, first=list(study.references.items()), earlier=earlier,
                 fidelity=FIDELITIES[settings.fidelity](settings.steps, settings.min_steps, settings.reduction),
                 storage=storage)
             if run.finish() is None:
                 run.forget_lightened()
             finish(outcomes, study.references, study.space, executor, run, seed=settings.seed, steps=settings.steps,
-                   repeats=settings.repeats, extra=settings.extra_repeats, constraints=settings.bounds, observer=watcher,
-                   answers=ANSWERS if study.task.task == "instruct" else 0,
+                   repeats=settings.repeats, extra=settings.extra_repeats, constraints=settings.bounds,
+                   objectives=settings.objectives, observer=watcher, answers=ANSWERS if study.task.task == "instruct" else 0,
                    rows={name: len(study.splits[name]) for name in ("train", "validation", "test")})
         hand_over(run, config)
     return read_status(run.path)

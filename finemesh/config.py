@@ -16,6 +16,7 @@ from pydantic import Field, PrivateAttr, ValidationError, field_serializer, fiel
 from finemesh.complaints import Source, invalid
 from finemesh.data_config import DataConfig, Section
 from finemesh.errors import FieldError, InputError, nearest
+from finemesh.objectives import LOSS, MOST, OBJECTIVES
 from finemesh.trial import HIGHER_IS_BETTER, Outcome
 from finemesh.yaml_lines import read_yaml, write_yaml
 
@@ -37,7 +38,7 @@ class SearchConfig(Section):
     accumulation: int = Field(default=1, ge=1)  # parts in which such a batch is computed, to need less memory
     earlier: list[str] = Field(default=[], alias="from")  # folders of runs whose best points are tried first
     constraints: dict[str, Any] = {}  # bounds on numbers of outcome.json: upper, or {at_least: x} for a score
-    objectives: list[str] = ["validation_loss"]
+    objectives: list[str] = [LOSS]  # several: the report shows the front
     repeats: int = Field(default=3, ge=1)  # seeds for the leaders
     extra_repeats: int = Field(default=1, ge=0)  # seeds more for two leaders that cannot be told apart
     seed: int = Field(default=0, ge=0, lt=2**31)
@@ -81,10 +82,19 @@ class SearchConfig(Section):
 
     @field_validator("objectives")
     @classmethod
-    def _one_objective(cls, objectives: list[str]) -> list[str]:
-        if objectives != ["validation_loss"]:
-            raise ValueError("several objectives are not there yet: leave the field out, or write [validation_loss] "
-                             "and bound the others under search.constraints")
+    def _known_objectives(cls, objectives: list[str]) -> list[str]:
+        for name in objectives:
+            if name not in OBJECTIVES:
+                raise ValueError(f"{name} is nothing that can be searched for.{nearest(name, OBJECTIVES)}")
+            if objectives.count(name) > 1:
+                raise ValueError(f"{name} is named twice: keep one of them")
+        if MINUTES in objectives and "seconds" in objectives:
+            raise ValueError("minutes and seconds are one objective: keep one of them")
+        if LOSS not in objectives:
+            raise ValueError(f"{LOSS} is not among them, and the winner is chosen by it: add it")
+        if len(objectives) > MOST:
+            raise ValueError(f"{len(objectives)} objectives are more than the {MOST} that are searched at most: turn some of "
+                             "them into search.constraints")
         return objectives
 
 
@@ -262,6 +272,9 @@ def _check_fidelity(search: SearchConfig, source: Source) -> None:
     fidelity, steps, least = search.fidelity, search.steps, search.min_steps
     if fidelity not in FIDELITIES:
         raise source.error(("search", "fidelity"), f"there is no fidelity rule {fidelity}.{nearest(fidelity, FIDELITIES)}")
+    if fidelity != "full" and len(search.objectives) > 1:
+        raise source.error(("search", "fidelity"), f"{fidelity} compares trials by their losses before their end, and "
+                           f"search.objectives are {len(search.objectives)}: choose full, or keep [{LOSS}] alone")
     if least is not None and fidelity == "full":
         raise source.error(("search", "min_steps"), "all trials go their full length where search.fidelity is full: leave "
                            "it out, or choose halving, hyperband or curve")

@@ -211,11 +211,12 @@ def earlier_points(config: Config, run: RunFolder, study: Study) -> list[Known]:
 
 def _check_scores(config: Config, splits: Splits) -> None:
     measured = SCORES.get(splits.task, ())
-    for name in config.search.bounds:
-        if name in HIGHER_IS_BETTER and name not in measured:
-            raise FieldError(f"{name} is not measured for task: {splits.task}" +
-                             (f"; these are: {', '.join(measured)}" if measured else ", which has no such score"),
-                             "search", "constraints")
+    for field, names in (("constraints", config.search.bounds), ("objectives", config.search.objectives)):
+        for name in names:
+            if name in HIGHER_IS_BETTER and name not in measured:
+                raise FieldError(f"{name} is not measured for task: {splits.task}" +
+                                 (f"; these are: {', '.join(measured)}" if measured else ", which has no such score"),
+                                 "search", field)
 
 
 def prepared_task(config: Config, run: RunFolder) -> Task:

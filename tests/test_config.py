@@ -59,7 +59,7 @@ task: instruct
 data: {train: a.jsonl, validation: b.jsonl, test: 0.2, max_length: 64, columns: {text: sentence}}
 methods: {lora: {rank: [4, 64], dropout: 1e-4}, full: {learning_rate: {choices: [1e-5, 2e-5]}}}
 search: {optimizer: tpe, trials: 1e2, hours: .5, steps: 20, batch_size: 2, constraints: {trainable_parameters: 2e6},
-         objectives: [validation_loss], repeats: 1, seed: 7, reproducible: false, from: runs/one}
+         objectives: [validation_loss, seconds], repeats: 1, seed: 7, reproducible: false, from: runs/one}
 workers: 2
 executor: ray
 ray: {address: "head:6379", cpus: 4, gpus: .5, memory_mb: 16e3}
@@ -142,7 +142,12 @@ def test_paths_are_looked_for_here_then_beside_the_config(folder: Path) -> None:
     ("search:\n  reproducible: perhaps", ["line 5", "true or false"]),
     ("search: [1]", ["line 4", "search: ", "not [1]", "indented"]),
     ("search:\n  optimizer: nomade", ["line 5", "no optimizer nomade", "Did you mean nomad?"]),
-    ("search:\n  objectives: [validation_loss, seconds]", ["line 5", "several objectives are not there yet"]),
+    ("search:\n  objectives: [validation_loss, memory]", ["line 5", "search.objectives: memory is nothing that can"]),
+    ("search:\n  objectives: [validation_loss, seconds, seconds]", ["line 5", "seconds is named twice"]),
+    ("search:\n  objectives: [validation_loss, seconds, minutes]", ["line 5", "minutes and seconds are one objective"]),
+    ("search:\n  objectives: [accuracy, seconds]", ["line 5", "validation_loss is not among them"]),
+    ("search:\n  objectives: [validation_loss, seconds, adapter_mb, peak_memory_mb, accuracy]", ["line 5", "5 objectives are"]),
+    ("search:\n  objectives: [validation_loss, seconds]\n  fidelity: curve", ["line 6", "search.fidelity: curve compares"]),
     ("search:\n  constraints:\n    peak_memory: 5", ["line 5", "peak_memory is no", "Did you mean peak_memory_mb?"]),
     ("search:\n  constraints: {seconds: -5}", ["line 5", "-5", "above 0"]),
     ("search:\n  constraints: {seconds: soon}", ["line 5", "seconds must be bounded by a number, not 'soon'"]),

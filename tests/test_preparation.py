@@ -39,6 +39,8 @@ def refused(capsys: Captured, *command: str | Path) -> str:
                                          "takes 128: give at most 128"),
     ("causal", "pairs", 32, "lora: {}\nsearch: {constraints: {accuracy: {at_least: 0.8}}}",
      "line 7: search.constraints: accuracy is not measured for task: instruct"),
+    ("causal", "pairs", 32, "lora: {}\nsearch: {objectives: [validation_loss, accuracy]}",
+     "line 7: search.objectives: accuracy is not measured for task: instruct"),
     *(("causal", "pairs", 32, f"{method}: {{length: 9000}}", f"line 6: methods.{method}.length: 9000 cannot be used here")
       for method in ("prefix", "prompt", "p_tuning", "p_tuning_v2")),
 ])

@@ -38,7 +38,15 @@ def finding(record: Record) -> str:
                  -1: " The untuned model does better."}[untuned.compared(winner)]
     if best_reference is not None:
         text += against(winner, best_reference)
-    return f"{text} {words.leaders(record.noise)}".rstrip()
+    return " ".join(filter(None, (text, words.leaders(record.noise), on_front(record))))
+
+
+def on_front(record: Record) -> str:
+    if not record.front:
+        return ""
+    *most, last = map(words.name, record.objectives)
+    trials = words.count(len(record.front), "trial is", "trials are")
+    return f"{trials} on the front of {', '.join(most)} and {last}: no other one is as good in all of them and better in one."
 
 
 def difference(row: Row) -> str:

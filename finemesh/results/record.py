@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from finemesh.errors import InputError
+from finemesh.objectives import LOSS, front
 from finemesh.results import words
 from finemesh.run import Curve, RunFolder
 from finemesh.trial import Outcome
@@ -117,6 +118,15 @@ class Record:
     def noise(self) -> Mapping[str, Any] | None:
         """What the seeds' noise leaves open about the leaders: seed_deviation, leaders (best first), undecided."""
         return (self.finish or {}).get("noise")
+
+    @property
+    def objectives(self) -> list[str]:
+        return list(self.settings.get("objectives") or [LOSS])
+
+    @cached_property
+    def front(self) -> list[Outcome]:
+        """Of several objectives, the trials that no other one dominates, the lowest validation loss first; else none."""
+        return front(self.trials, self.objectives) if len(self.objectives) > 1 else []
 
     @property
     def settings(self) -> Mapping[str, Any]:

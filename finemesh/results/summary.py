@@ -11,6 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from finemesh.objectives import value
 from finemesh.results import words
 from finemesh.results.finding import finding
 from finemesh.results.record import Record, Row, read_record
@@ -25,6 +26,9 @@ def print_summary(run: Path, console: Console) -> None:
     record = read_record(run)
     console.print()
     console.print(Text(finding(record), "bold"))
+    if record.front:
+        console.print()
+        console.print(front(record))
     if record.rows():
         console.print()
         console.print(losses(record, console.width))
@@ -35,6 +39,17 @@ def print_summary(run: Path, console: Console) -> None:
     for title, path in (("report", run / "report.html"), ("winner", run / "best")):
         if path.exists():
             console.print(Text.assemble(f"{title}  ", (f"{path}", "bold")), soft_wrap=True)
+
+
+def front(record: Record) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("on the front")
+    for name in record.objectives:
+        table.add_column(words.name(name), justify="right")
+    for outcome in record.front:
+        table.add_row(f"trial {outcome.number}, {outcome.method}",
+                      *(words.objective(name, value(outcome, name)) for name in record.objectives))
+    return table
 
 
 def losses(record: Record, width: int) -> Table:
@@ -102,7 +117,9 @@ def status(run: Path) -> dict[str, Any]:
     test = record.finish and {key: record.finish.get(key) for key in ("untuned", "reference", "winner")}
     return {"state": record.state, "trials": {state: counts[state] for state in STATES}, "best": best, "test": test,
             "seconds": record.seconds, "trained_tokens": record.trained_tokens, "constraints": record.foresight,
-            "transfer": record.transfer or None, "noise": record.noise}
+            "transfer": record.transfer or None, "noise": record.noise,
+            "front": [{"number": o.number, "method": o.method, "hyperparameters": dict(o.hyperparameters),
+                       "objectives": {name: value(o, name) for name in record.objectives}} for o in record.front]}
 
 
 def print_status(run: Path, console: Console) -> None:
@@ -128,6 +145,9 @@ def print_status(run: Path, console: Console) -> None:
                                    f"{words.settings(record.best.hyperparameters)}; validation loss "
                                    f"{words.loss(record.best.validation_loss)}"))
     console.print(table)
+    if record.front:
+        console.print()
+        console.print(front(record))
     if record.rows():
         console.print()
         console.print(losses(record, console.width))

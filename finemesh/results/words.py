@@ -5,6 +5,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from finemesh.trial import HIGHER_IS_BETTER
+
 UNITS = {"instruct": "nats a token", "classify": "nats a row", "regress": "squared error"}
 LOSS_WORDS = {
     "instruct": "The loss is the mean of -ln(probability) over the tokens of the answers: lower is better.",
@@ -80,6 +82,16 @@ def probability(value: float) -> str:
 
 def metric(key: str, value: float) -> str:
     return f"{100 * value:.1f} %" if key in PERCENT else f"{value:.3f}"
+
+
+def objective(key: str, value: float | None) -> str:
+    if value is None:
+        return "–"
+    if key == "validation_loss":
+        return loss(value)
+    if key in HIGHER_IS_BETTER:
+        return metric(key, value)
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def metrics(values: Mapping[str, Any] | None) -> str:

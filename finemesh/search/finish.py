@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from finemesh.objectives import LOSS, front
 from finemesh.run import RunFolder, full_disk
 from finemesh.search.board import Board
 from finemesh.search.budget import SAVED_EVERY, Clock
@@ -36,15 +37,17 @@ def finish(
     outcomes: Sequence[Outcome], references: Mapping[str, Mapping[str, Any]], space: Space, executor: Executor,
     run: RunFolder, *, seed: int, steps: int, repeats: int, constraints: Mapping[str, float] | None = None,
     observer: Observer | None = None, answers: int = 0, rows: Mapping[str, int] | None = None, extra: int = 0,
+    objectives: Sequence[str] = (LOSS,),
 ) -> dict[str, Any]:
     """Writes finish.json and gives it back; at once where it is there. Raises NoWinner.
 
     `outcomes` are the search's, `references` holds a point for each method, `answers` is the number of test rows that
     the untuned model and the winner answer, `rows` the sizes of the splits, `extra` the seeds for telling leaders apart.
+    Of several `objectives` the leaders are those of the front.
     """
     if (done := run.finish()) is not None:
         return done
-    candidates = leaders(outcomes)
+    candidates = leaders(outcomes) if len(objectives) == 1 else front(outcomes, objectives)[:LEADERS] or leaders(outcomes)
     if not candidates:
         raise NoWinner(_why_none(outcomes))
     observer = observer or Nobody()

@@ -7,10 +7,9 @@ trials that it would see in an uninterrupted run, whatever has ended in the mean
 """
 
 import copy
-import math
 import shutil
 import sqlite3
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.study._constrained_optimization import _CONSTRAINTS_KEY
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from finemesh.objectives import LOSS, directions, values
 from finemesh.run import disk_is_full
 from finemesh.search.database import address
 from finemesh.trial import Outcome
@@ -77,7 +77,7 @@ class Store(_CachedStorage):
 
 
 @contextmanager
-def opened(url: str, name: str, sampler: BaseSampler) -> Iterator[optuna.Study]:
+def opened(url: str, name: str, sampler: BaseSampler, objectives: Sequence[str] = (LOSS,)) -> Iterator[optuna.Study]:
     """The study of this name, made where there is none."""
     if url.startswith("sqlite"):
         backend = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": SQLITE_PATIENCE}})
@@ -86,7 +86,8 @@ def opened(url: str, name: str, sampler: BaseSampler) -> Iterator[optuna.Study]:
     else:
         backend = RDBStorage(address(url).render_as_string(hide_password=False), engine_kwargs={"pool_pre_ping": True})
     try:
-        yield optuna.create_study(storage=Store(backend), study_name=name, sampler=sampler, load_if_exists=True)
+        yield optuna.create_study(storage=Store(backend), study_name=name, sampler=sampler, load_if_exists=True,
+                                  directions=directions(objectives))
     finally:
         backend.remove_session()
         backend.engine.dispose()
@@ -106,28 +107,30 @@ def store_of(study: optuna.Study) -> Store:
     return study._storage
 
 
-def tell(study: optuna.Study, trial: Trial, outcome: Outcome, forecast: float | None = None, whole: int = 0) -> None:
+def tell(study: optuna.Study, trial: Trial, outcome: Outcome, forecast: float | None = None, whole: int = 0,
+         objectives: Sequence[str] = (LOSS,)) -> None:
     """complete is COMPLETE, failed FAIL, pruned PRUNED with its last loss as an intermediate value, and after the `whole`
     length the forecast of the loss that it would have had: by the last value, samplers compare like with like.
 
     infeasible has a constraint above 0 and is COMPLETE where it has a loss, else PRUNED: samplers count both as bad,
-    by how much the constraint is broken, whereas FAIL would be a point that they never heard of.
+    by how much the constraint is broken, whereas FAIL would be a point that they never heard of. Of several objectives
+    all must have been measured.
     """
     constraints = dict(outcome.constraints)
     if outcome.state == "infeasible" and not any(excess > 0 for excess in constraints.values()):
         constraints["infeasible"] = 1.0
     store_of(study).write_constraints(trial._trial_id, constraints)
-    loss = outcome.validation_loss
-    if outcome.state == "failed" or (outcome.state == "complete" and (loss is None or not math.isfinite(loss))):
+    loss, found = outcome.validation_loss, values(outcome, objectives)
+    if outcome.state == "failed" or (outcome.state == "complete" and found is None):
         study.tell(trial, state=TrialState.FAIL)
-    elif outcome.state == "pruned" or loss is None:
-        if loss is not None:
+    elif outcome.state == "pruned" or found is None:
+        if loss is not None and len(objectives) == 1:
             trial.report(loss, outcome.steps)
             if forecast is not None and outcome.steps < whole:
                 trial.report(forecast, whole)
         study.tell(trial, state=TrialState.PRUNED)
     else:
-        study.tell(trial, loss)
+        study.tell(trial, found)
 
 
 def storage_error(error: StorageInternalError, folder: Path) -> Exception:

@@ -16,6 +16,7 @@ from optuna.trial import Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from finemesh.errors import InputError
+from finemesh.objectives import LOSS
 from finemesh.run import RunFolder, full_disk
 from finemesh.search.board import Board
 from finemesh.search.budget import SAVED_EVERY, Budget, Clock
@@ -39,13 +40,14 @@ def run_search(
     seed: int, steps: int, workers: int = 1, constraints: Mapping[str, float] | None = None, reproducible: bool = True,
     observer: Observer | None = None, first: Sequence[tuple[str, Mapping[str, Any]]] = (), storage: str | None = None,
     fidelity: Fidelity | None = None, count: Count | None = None, earlier: Sequence[Known] = (),
+    objectives: Sequence[str] = (LOSS,),
 ) -> list[Outcome]:
     """The outcomes of all trials, in order, those of earlier runs of the command included.
 
     `first`: points that are evaluated before the sampler's own, moved into the space where they are outside; `earlier`: those
     of earlier studies that come next, as far as their ranking holds here.
     `fidelity` says how far each trial goes; by default all go `steps`. `count` says how many parameters a point trains: with
-    it, points that are foreseen to break the constraints are not started.
+    it, points that are foreseen to break the constraints are not started. `objectives`: what the sampler is told of.
     `storage`: the URL of a database; by default study.db in the run folder. When it goes away the search waits for it.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -54,10 +56,11 @@ def run_search(
     observer.phase("search", budget.trials)
     while True:
         try:
-            with full_disk(run.path), opened(storage or f"sqlite:///{run.study}", run.study_name(storage), sampler) as study:
+            with full_disk(run.path), opened(storage or f"sqlite:///{run.study}", run.study_name(storage), sampler,
+                                             objectives) as study:
                 return Search(space, study, budget, jobs, run, observer, seed=seed, steps=steps, workers=workers,
                               constraints=dict(constraints or {}), reproducible=reproducible, first=first, earlier=earlier,
-                              fidelity=fidelity or FIDELITIES["full"](steps, None, 1),
+                              objectives=objectives, fidelity=fidelity or FIDELITIES["full"](steps, None, 1),
                               foresight=Foresight(constraints or {}, space, count, steps)).run()
         except (StorageInternalError, SQLAlchemyError) as error:
             if storage is None and isinstance(error, StorageInternalError):
@@ -74,9 +77,10 @@ class Search:
     def __init__(self, space: Space, study: optuna.Study, budget: Budget, jobs: Jobs, run: RunFolder,
                  observer: Observer, *, seed: int, steps: int, workers: int, constraints: dict[str, float],
                  reproducible: bool, first: Sequence[tuple[str, Mapping[str, Any]]], earlier: Sequence[Known],
-                 fidelity: Fidelity, foresight: Foresight) -> None:
+                 objectives: Sequence[str], fidelity: Fidelity, foresight: Foresight) -> None:
         self._space, self._budget, self._jobs, self._folder, self._observer = space, budget, jobs, run, observer
         self._seed, self._steps, self._workers, self._constraints = seed, steps, workers, constraints
+        self._objectives = objectives
         self._reproducible, self._study, self._store = reproducible, study, store_of(study)
         self._fidelity, self._history, self._foresight = fidelity, History(run), foresight
         inside = [(method, space.nearest(method, point)) for method, point in first]
@@ -257,7 +261,7 @@ class Search:
             write_outcome(self._folder.trial(number), outcome)
         elif self._hear(outcome) and outcome.continues is None and self._transfer.over(self._originals):
             self._observer.message(self._transfer.said())
-        tell(self._study, self._flight.pop(number), outcome, self._history.forecast(outcome), self._steps)
+        tell(self._study, self._flight.pop(number), outcome, self._history.forecast(outcome), self._steps, self._objectives)
         self._folder.lighten(self._folder.trial(number))
         if self._history.resting:
             for former in self._history.resting - self._fidelity.kept(self._history):

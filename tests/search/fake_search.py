@@ -11,7 +11,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,8 @@ def executor(folder: Path, workers: int = 1, **script: Any) -> LocalExecutor:
 
 def search(folder: Path, trials: int, *, workers: int = 1, space: Space = SPACE, sampler: BaseSampler | None = None,
            hours: float | None = None, steps: int = 2, observer: Any = None, finishing: bool = False,
-           script: Mapping[str, Any] | None = None, extra: int = 0, workplace: Executor | None = None, here: int | None = None,
+           script: Mapping[str, Any] | None = None, extra: int = 0, objectives: Sequence[str] = ("validation_loss",),
+           workplace: Executor | None = None, here: int | None = None,
            **options: Any) -> list[Outcome]:
     run = RunFolder(folder)
     run.path.mkdir(parents=True, exist_ok=True)
@@ -126,10 +127,10 @@ def search(folder: Path, trials: int, *, workers: int = 1, space: Space = SPACE,
 
     with run.locked(meanwhile), workplace or executor(folder / "fake", here, **(script or {})) as workplace:
         outcomes = run_search(space, sampler or Watching(0), Budget(trials, hours), workplace, run, seed=0, steps=steps,
-                              workers=workers, observer=observer, **options)
+                              workers=workers, observer=observer, objectives=objectives, **options)
         if finishing:
             finish(outcomes, REFERENCES, space, workplace, run, seed=0, steps=steps, repeats=2, observer=observer,
-                   answers=2, rows={"test": 40}, extra=extra)
+                   answers=2, rows={"test": 40}, extra=extra, objectives=objectives)
     return outcomes
 
 

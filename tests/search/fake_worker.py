@@ -75,7 +75,8 @@ def tune(job: Job, script: dict[str, Any], request: int) -> Outcome:
     whole = script.get("whole", job.steps)
     outcome = Outcome(job.number, "complete" if job.steps >= whole else "pruned", job.method, job.hyperparameters, job.seed,
                       job.steps, validation_loss=(loss(job) + noise(job, script)) * whole / job.steps, scored_tokens=100,
-                      trained_tokens=10 * job.steps, continues=job.continues)
+                      trained_tokens=10 * job.steps, peak_memory_mb=job.hyperparameters.get("rank", 30),
+                      continues=job.continues)
     if job.number in script.get("fail", []):
         outcome = Outcome(job.number, "failed", job.method, job.hyperparameters, job.seed, error="ValueError: NaN")
     if job.number in script.get("infeasible", []):

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from finemesh.objectives import front
 from finemesh.run import RunFolder
 from finemesh.search.finish import NoWinner, leaders, steadiest
 from finemesh.trial import Outcome, read_outcome
@@ -121,6 +122,29 @@ def test_leaders_that_cannot_be_told_apart_are_repeated_once_more_and_a_stop_cha
         fake.search(tmp_path / "run", 6, observer=Stops(), **options)
     fake.search(tmp_path / "run", 6, **options)
     assert RunFolder(tmp_path / "run").finish() == document
+
+
+def test_of_several_objectives_the_leaders_are_those_of_the_front_and_a_stop_changes_nothing(fake: SimpleNamespace,
+                                                                                         tmp_path: Path) -> None:
+    objectives = ["validation_loss", "peak_memory_mb"]
+    options: dict[str, Any] = {"objectives": objectives, "finishing": True,
+                               "script": {"infeasible": [1], "heavy": [2], "fail": [4]}}
+    whole = fake.search(tmp_path / "whole", 8, **options)
+
+    class Stops(fake.Watcher):
+        def ended(self, outcome: Outcome) -> None:
+            super().ended(outcome)
+            if len(self.outcomes) == 6:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fake.search(tmp_path / "run", 8, observer=Stops(), **options)
+    assert fake.points(fake.search(tmp_path / "run", 8, **options)) == fake.points(whole)
+    document = RunFolder(tmp_path / "run").finish() or {}
+    assert document == RunFolder(tmp_path / "whole").finish()
+    best = front(whole, objectives)
+    assert {repeat["number"] for repeat in document["repeats"]} == {leader.number for leader in best[:3]}
+    assert document["winner"]["number"] == best[0].number == leaders(whole)[0].number
 
 
 def test_more_trials_make_another_finish(fake: SimpleNamespace, tmp_path: Path) -> None:

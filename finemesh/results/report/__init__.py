@@ -10,6 +10,7 @@ import finemesh
 from finemesh.results import words
 from finemesh.results.finding import finding, headline
 from finemesh.results.record import Record, read_record
+from finemesh.results.report import front
 from finemesh.results.report.charts import looks
 from finemesh.results.report.history import history, learning_curves
 from finemesh.results.report.importance import FEWEST, Importance, importances, share_of_method, spaces
@@ -19,9 +20,9 @@ from finemesh.results.report.table import COLUMNS, about, band, facts, leaders, 
 from finemesh.results.summary import meaning
 
 HERE = Path(__file__).parent
-SECTIONS = (("results", "Results"), ("answers", "Before and after"), ("history", "Search"), ("curves", "Curves"),
-            ("importance", "What mattered"), ("methods", "Methods"), ("settings", "Settings"), ("trials", "Trials"),
-            ("about", "Data and machine"))
+SECTIONS = (("results", "Results"), ("front", "Front"), ("answers", "Before and after"), ("history", "Search"),
+            ("curves", "Curves"), ("importance", "What mattered"), ("methods", "Methods"), ("settings", "Settings"),
+            ("trials", "Trials"), ("about", "Data and machine"))
 KINDS = (("winner", "winner"), ("infeasible", "infeasible"), ("pruned", "pruned"), ("duplicate", "same settings again"),
          ("failed", "failed"))
 
@@ -47,7 +48,10 @@ def content(record: Record) -> dict[str, Any]:
     trials, found = table(record), importances(record, known)
     return {
         "record": record, "name": record.folder.resolve().name, "headline": headline(record),
-        "finding": finding(record), "facts": facts(record), "sections": SECTIONS, "looks": look,
+        "finding": finding(record), "facts": facts(record), "looks": look,
+        "sections": [one for one in SECTIONS if one[0] != "front" or record.front],
+        "front": front.table(record), "front_charts": front.charts(record, look),
+        "front_columns": ["trial", "method", "settings", *map(words.name, record.objectives)],
         "rows": rows, "ticks": ticks, "band": band(rows), "test_rows": test_rows(record), "meaning": meaning(record),
         "leaders": leaders(record, look), "leaders_said": words.leaders(record.noise),
         "unit": words.UNITS.get(record.task, ""), "answers": answers(record),

@@ -53,7 +53,8 @@ class Page(HTMLParser):
 RUNS = {"finished": {"space": True}, "classify": {"task": "classify"}, "regress": {"task": "regress"},
         "one trial": {"trials": 1}, "no trial": {"trials": 0, "finished": False},
         "all failed": {"all_failed": True, "trials": 5}, "stopped": {"finished": False, "trials": 7, "space": True},
-        "one method": {"methods": ("lora",), "trials": 14}}
+        "one method": {"methods": ("lora",), "trials": 14},
+        "a front": {"objectives": ["validation_loss", "trainable_parameters", "seconds"]}}
 
 
 @pytest.mark.parametrize("options", RUNS.values(), ids=RUNS.keys())
@@ -63,7 +64,7 @@ def test_every_run_has_a_whole_report_that_loads_nothing(make_run: Make, options
     assert path == run / "report.html"
     page = Page(path.read_text(encoding="utf-8"))
     identifiers = [attributes["id"] for tag, attributes in page.elements if tag == "section"]
-    assert identifiers == [name for name, _ in SECTIONS]
+    assert identifiers == [name for name, _ in SECTIONS if name != "front" or options.get("objectives")]
     for tag, attributes in page.elements:
         assert tag not in ("link", "img", "iframe", "object")
         assert all(attributes.get(name) is None or str(attributes[name]).startswith("#") for name in ("src", "href"))
@@ -72,6 +73,17 @@ def test_every_run_has_a_whole_report_that_loads_nothing(make_run: Make, options
     assert "url(" not in style
     assert "fetch" not in "".join(page.texts["script"])
     assert not list(run.glob(".report*"))
+
+
+def test_the_front_is_drawn_and_listed(make_run: Make) -> None:
+    run = make_run(objectives=["validation_loss", "trainable_parameters"])
+    page, record = Page(write_report(run).read_text(encoding="utf-8")), read_record(run)
+    faint, everything = page.of("dominated"), "".join(page.texts["body"])
+    assert 0 < len(record.front) < len(record.scored) == len(record.front) + len(faint)
+    assert {str(o.number) for o in record.front}.isdisjoint(mark["data-trial"] for mark in faint)
+    assert all(f"{o.trainable_parameters:,}" in everything for o in record.front)
+    assert len([line for line in page.of("line") if "best" in str(line["class"])]) == 2  # this front, and the best so far
+    assert f"{len(record.front)} trials are on the front" in everything
 
 
 def test_text_of_the_user_is_escaped(make_run: Make) -> None:
