@@ -1,7 +1,7 @@
 """A recorded landscape as a blackbox that answers at once, so that a whole search replays in seconds.
 
-Between the recorded points of a method the learning curve is interpolated: radial basis functions with a linear kernel,
-which pass through every recorded curve and overshoot nowhere; each hyperparameter's scale is chosen by the error in leaving
+Between the recorded points of a method the logarithms of the learning curves are interpolated by radial basis functions with
+a linear kernel, which pass through every recorded curve, and never beyond the lowest and the highest; each hyperparameter's scale is chosen by the error in leaving
 one point out. Where the nearest recorded point failed a trial fails. A seed's noise is that of the recorded repeats.
 """
 
@@ -56,7 +56,7 @@ class Surface:
             there = self._failed * self._scale
             if np.linalg.norm(there - here, axis=1).min() < np.linalg.norm(self._known * self._scale - here, axis=1).min():
                 return None
-        return np.clip(self._model(here[None])[0], self.curves.min(axis=0), self.curves.max(axis=0))
+        return np.clip(np.exp(self._model(here[None])[0]), self.curves.min(axis=0), self.curves.max(axis=0))
 
     @cached_property
     def _known(self) -> Vector:
@@ -68,12 +68,12 @@ class Surface:
 
     @cached_property
     def _model(self) -> RBFInterpolator:
-        return interpolated(self._known * self._scale, self.curves)
+        return interpolated(self._known * self._scale, np.log(self.curves))
 
     @cached_property
     def _scale(self) -> Vector:
         """Of every feature, one hyperparameter after the other."""
-        ends = self.curves[:, -1:]
+        ends = np.log(self.curves[:, -1:])
         scale = np.ones(self._known.shape[1])
         for _ in range(2):
             for block in self._blocks:
@@ -302,4 +302,4 @@ if __name__ == "__main__":
         for method, surface in land.surfaces.items():
             print(f"{land.name} {method}: {len(surface.points)} points, {len(surface.failed)} failed, best "
                   f"{surface.curves[:, -1].min():.4f}, spread {np.std(surface.curves[:, -1]):.4f}, left out "
-                  f"{left_out(surface._known * surface._scale, surface.curves[:, -1:]):.4f}, noise {surface.noise:.4f}")
+                  f"{left_out(surface._known * surface._scale, np.log(surface.curves[:, -1:])):.4f}, noise {surface.noise:.4f}")
