@@ -1,8 +1,9 @@
 """A recorded landscape as a blackbox that answers at once, so that a whole search replays in seconds.
 
 Between the recorded points of a method the logarithms of the learning curves are interpolated by radial basis functions with
-a linear kernel, which pass through every recorded curve, and never beyond the lowest and the highest; each hyperparameter's scale is chosen by the error in leaving
-one point out. Where the nearest recorded point failed a trial fails. A seed's noise is that of the recorded repeats.
+a linear kernel, which pass through every recorded curve, and never beyond the lowest and the highest; each hyperparameter's
+scale is chosen by the error in leaving one point out. Where the nearest recorded point failed a trial fails. A seed's noise is
+that of the recorded repeats.
 """
 
 import hashlib
