@@ -4,6 +4,7 @@ out as JSON lines on what was standard output; everything else that is printed g
 It ends at once when its input ends, so that it never outlives the process that started it.
 """
 
+import gc
 import json
 import os
 import queue
@@ -47,6 +48,7 @@ def _open(task_file: Path) -> Any:
     from finemesh.tuning.task import Task
 
     quieten()
+    gc.freeze()  # the libraries' half a million objects, which each trial's search for garbage would go through
     return Blackbox(Task.read(task_file))
 
 
