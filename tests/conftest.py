@@ -1,17 +1,41 @@
 """A folder with tiny models and data, for the tests that start from a config; a search without models."""
 
+import gc
 import json
 import runpy
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from tests import tiny
+
+def pytest_collection_finish() -> None:
+    """What the libraries hold by now stays: looking for garbage in it took a third of a second, at each trial again."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _revisions_read_once() -> Iterator[None]:
+    """Optuna reads its ten revisions of the tables, each a module, whenever a store is opened."""
+    from optuna.storages._rdb.storage import _VersionManager
+
+    read, known = _VersionManager._create_alembic_script, []
+
+    def scripts(manager: _VersionManager) -> object:
+        known[:] = known or [read(manager)]
+        return known[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_VersionManager, "_create_alembic_script", scripts)
+        yield
 
 
 @pytest.fixture(scope="session")
 def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests import tiny  # not above: this file is also read by the process that only hands out the tests
+
     folder = tmp_path_factory.mktemp("places")
     for name, model in (("causal", tiny.causal()), ("encoder", tiny.classifier("bert"))):
         model.save_pretrained(folder / name)

@@ -52,11 +52,20 @@ class InProcess:
         return events
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_precision():
+    """One process has one precision, and the machine may prefer another."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preparation, "measure_precision", lambda: Precision("fp32", 1.0, 1.0))
+        yield
+
+
 @pytest.fixture
 def in_process(monkeypatch):
-    """No process is started: that costs seconds each time, and tests/faults and tests/search/executors start them."""
+    """No process is started: that costs seconds each time. `run` has real workers; tests/faults and tests/search/executors
+    have many.
+    """
     monkeypatch.setattr(api, "_workers", lambda run, task, config, count: nullcontext(InProcess(task)))
-    monkeypatch.setattr(preparation, "measure_precision", lambda: Precision("fp32", 1.0, 1.0))  # one a process
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +98,7 @@ def test_a_search_hands_over_what_it_promises(run):
     assert not set(splits["train"]) & set(splits["test"])
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_finished_search_says_so_again_and_goes_on_with_more_trials(places, run):
     before = points(run)
     stamps = [path.stat().st_mtime for path in sorted(run.glob("trials/*/outcome.json"))]
@@ -225,6 +235,7 @@ def test_a_prompt_that_trains_nothing_is_handed_over_and_answers_without_the_tra
     assert len(said) == 2
 
 
+@pytest.mark.usefixtures("in_process")
 def test_an_instruction_of_ones_own_and_one_that_is_blank(places, tmp_path):
     with pytest.raises(InputError, match=r"methods\.in_context\.instruction.*the instruction is blank: say what the model"):
         api.check(config(places, tmp_path / "run", methods='{in_context: {instruction: ""}}'))
@@ -248,8 +259,11 @@ def test_constraints_make_a_trial_infeasible_before_it_trains(places, tmp_path):
     assert document["best"]["method"] == "prompt"
 
 
+@pytest.mark.usefixtures("in_process")
 def test_check_spends_nothing_and_tells_all(places, tmp_path):
-    found = api.check(config(places, tmp_path / "run"))
+    settings = config(places, tmp_path / "run")
+    search = settings.search.model_copy(update={"steps": 1000})  # are foreseen, not made
+    found = api.check(settings.model_copy(update={"search": search}))
     assert found["rows"]["train"] > found["rows"]["test"] > 0
     assert set(found["methods"]) == {"lora", "prompt"}
     assert found["methods"]["lora"]["trial_seconds"] > 0

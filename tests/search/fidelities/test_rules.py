@@ -16,19 +16,31 @@ CHEAP = [name for name in FIDELITIES if name != "full"]
 every_rule = pytest.mark.parametrize("fidelity", CHEAP)
 
 
-@every_rule
-def test_completion_order_changes_neither_points_nor_promotions(fake: SimpleNamespace, tmp_path: Path, fidelity: str) -> None:
-    one, two = (simulation.search(fake, tmp_path / str(order), fidelity, points=12, workers=3,
-                                   order=order)[0] for order in (0, 1))
-    assert one == two
-    assert len({outcome.steps for outcome in one}) > 1
+@pytest.fixture(scope="module")
+def uninterrupted(fake: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
+    """The outcomes of twelve points by three workers."""
+    return {fidelity: simulation.search(fake, tmp_path_factory.mktemp(fidelity), fidelity, points=12, workers=3)[0]
+            for fidelity in CHEAP}
+
+
+@pytest.fixture(scope="module")
+def bracket(fake: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any], int]:
+    """A whole bracket of halving: its folder, its outcomes, its steps."""
+    folder = tmp_path_factory.mktemp("bracket")
+    return (folder, *simulation.search(fake, folder, "halving", points=9))
 
 
 @every_rule
-def test_a_search_stopped_anywhere_goes_on_as_the_uninterrupted_one(fake: SimpleNamespace, tmp_path: Path,
-                                                                    fidelity: str) -> None:
-    whole, _ = simulation.search(fake, tmp_path / "whole", fidelity, points=12, workers=3)
+def test_completion_order_changes_neither_points_nor_promotions(
+        fake: SimpleNamespace, tmp_path: Path, uninterrupted: dict[str, list[Any]], fidelity: str) -> None:
+    other, _ = simulation.search(fake, tmp_path, fidelity, points=12, workers=3, order=1)
+    assert other == uninterrupted[fidelity]
+    assert len({outcome.steps for outcome in other}) > 1
 
+
+@every_rule
+def test_a_search_stopped_anywhere_goes_on_as_the_uninterrupted_one(
+        fake: SimpleNamespace, tmp_path: Path, uninterrupted: dict[str, list[Any]], fidelity: str) -> None:
     class Stops(fake.Watcher):
         def ended(self, outcome: Any) -> None:
             super().ended(outcome)
@@ -37,14 +49,14 @@ def test_a_search_stopped_anywhere_goes_on_as_the_uninterrupted_one(fake: Simple
 
     for order in (1, 2):
         with pytest.raises(KeyboardInterrupt):
-            simulation.search(fake, tmp_path / "parts", fidelity, points=12, workers=3, order=order, observer=Stops())
-    assert simulation.search(fake, tmp_path / "parts", fidelity, points=12, workers=3)[0] == whole
+            simulation.search(fake, tmp_path, fidelity, points=12, workers=3, order=order, observer=Stops())
+    assert simulation.search(fake, tmp_path, fidelity, points=12, workers=3)[0] == uninterrupted[fidelity]
 
 
 @pytest.mark.parametrize("place", ["finemesh.search.study.Start.write", "finemesh.run.RunFolder.hand_on", "optuna.Study.ask"])
-def test_a_promotion_interrupted_at_any_point_is_made_once(fake: SimpleNamespace, tmp_path: Path, place: str,
-                                                           monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = simulation.search(fake, tmp_path / "whole", "halving", points=9)
+def test_a_promotion_interrupted_at_any_point_is_made_once(
+        fake: SimpleNamespace, tmp_path: Path, bracket: tuple[Path, list[Any], int], place: str,
+        monkeypatch: pytest.MonkeyPatch) -> None:
     real = pkgutil.resolve_name(place)
     for when in ("before", "after"):
         calls = itertools.count()
@@ -63,7 +75,7 @@ def test_a_promotion_interrupted_at_any_point_is_made_once(fake: SimpleNamespace
             with pytest.raises(KeyboardInterrupt):
                 simulation.search(fake, tmp_path / when, "halving", points=9)
         outcomes, parts_trained = simulation.search(fake, tmp_path / when, "halving", points=9)
-        assert outcomes == whole[0]
+        assert outcomes == bracket[1]
         assert parts_trained == 3 * 20 + 60
 
 
@@ -85,13 +97,13 @@ def test_as_good_a_loss_for_fewer_steps(fake: SimpleNamespace, tmp_path: Path, f
     assert simulation.best(outcomes) <= full_length
 
 
-def test_halving_promotes_the_best_third_of_every_bracket(fake: SimpleNamespace, tmp_path: Path) -> None:
-    outcomes, steps = simulation.search(fake, tmp_path, "halving", points=9)
+def test_halving_promotes_the_best_third_of_every_bracket(bracket: tuple[Path, list[Any], int]) -> None:
+    folder, outcomes, steps = bracket
     assert Counter(outcome.steps for outcome in outcomes) == {10: 9, 30: 3, 90: 1}
     assert steps == 9 * 10 + 3 * 20 + 60
     first = sorted(outcomes[:9], key=lambda outcome: outcome.validation_loss or 0.0)
     assert [outcome.continues for outcome in outcomes[9:12]] == [outcome.number for outcome in first[:3]]
-    kept = {path.parent.name for path in tmp_path.glob("trials/*/checkpoint.safetensors")}
+    kept = {path.parent.name for path in folder.glob("trials/*/checkpoint.safetensors")}
     assert kept == {"0012"}  # complete; a real trial removes it itself
 
 

@@ -201,31 +201,34 @@ def test_other_tasks_are_told_what_to_use_instead():
     assert METHOD.unfit(tiny.causal(), "instruct") is None
 
 
-@pytest.mark.parametrize("selection", ["fixed", "random", "similar"])
-def test_a_fresh_process_shows_the_same_without_the_training_rows(selection, tmp_path):
-    context, point = context_of(tiny.dialogues(200)[:60]), POINT | {"selection": selection}
-    rows, tuned = shown(context, point)
-    METHOD.save(tuned, tmp_path, "base")
-    assert [file.name for file in tmp_path.iterdir()] == ["prompt.json"]
-    assert len(HardPrompt.load(tmp_path).demonstrations.dialogues) == (4 if selection == "fixed" else len(
-        tuned.hard_prompt.demonstrations.dialogues))
+def test_a_fresh_process_shows_the_same_without_the_training_rows(tmp_path):
+    context = context_of(tiny.dialogues(200)[:60])
+    points = {selection: POINT | {"selection": selection} for selection in ("fixed", "random", "similar")}
+    here = {}
+    for selection, point in points.items():
+        rows, tuned = shown(context, point)
+        METHOD.save(tuned, tmp_path / selection, "base")
+        assert [file.name for file in (tmp_path / selection).iterdir()] == ["prompt.json"]
+        assert len(HardPrompt.load(tmp_path / selection).demonstrations.dialogues) == (
+            4 if selection == "fixed" else len(tuned.hard_prompt.demonstrations.dialogues))
+        loaded = METHOD.load(tiny.causal(), tmp_path / selection)
+        assert evaluate(loaded, rows, "instruct", 0).loss == evaluate(tuned, rows, "instruct", 0).loss
+        here[selection] = [[row.input_ids for row in rows], answers(tuned, context.tokenizer, rows[:2], 4)]
     script = f"""
-import json, sys
+import json
 from pathlib import Path
 from dataclasses import replace
 from finemesh.tuning.evaluation.generation import answers
-from finemesh.tuning.methods import METHODS
 from tests import tiny
-from tests.tuning.methods.test_in_context import context_of, question, METHOD
+from tests.tuning.methods.test_in_context import context_of, METHOD
 context = context_of(tiny.dialogues(200)[:60])
 bare = replace(context, train=(), encoded=(), seed=99)
-tuned = METHOD.load(tiny.causal(), Path({str(tmp_path)!r}))
-rows = METHOD.shape(tuned, context.train, context.encoded, {point!r}, bare, training=False)
-print(json.dumps([[row.input_ids for row in rows], answers(tuned, context.tokenizer, rows[:2], 4)]))
+found = {{}}
+for selection, point in {points!r}.items():
+    tuned = METHOD.load(tiny.causal(), Path({str(tmp_path)!r}) / selection)
+    rows = METHOD.shape(tuned, context.train, context.encoded, point, bare, training=False)
+    found[selection] = [[row.input_ids for row in rows], answers(tuned, context.tokenizer, rows[:2], 4)]
+print(json.dumps(found))
 """
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    ids, said = json.loads(ended.stdout)
-    assert ids == [row.input_ids for row in rows]
-    assert said == answers(tuned, context.tokenizer, rows[:2], 4)
-    loaded = METHOD.load(tiny.causal(), tmp_path)
-    assert evaluate(loaded, rows, "instruct", 0).loss == evaluate(tuned, rows, "instruct", 0).loss
+    assert json.loads(ended.stdout) == here
