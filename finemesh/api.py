@@ -21,6 +21,7 @@ from finemesh.handover import hand_over
 from finemesh.preparation import (
     Study,
     earlier_points,
+    model_of,
     prepare,
     prepared_task,
     read_asked,
@@ -45,7 +46,7 @@ from finemesh.search.study import run_search
 from finemesh.trial import Job, Outcome, read_outcome, write_json
 from finemesh.tuning.environment import worker_environment
 from finemesh.tuning.methods import METHODS, describe
-from finemesh.tuning.models import find_model, quieten
+from finemesh.tuning.models import quieten
 from finemesh.tuning.predictions import predictions
 from finemesh.tuning.task import Task
 
@@ -66,7 +67,7 @@ def search(config: Config, *, observer: Observer | None = None, here: int | None
     with _begun(run, config, lambda free: _lend_a_hand(run, config, watcher, here, free)):
         study = prepare(config, run, here)
         earlier = earlier_points(config, run, study)
-        for note in study.splits.notes if not run.outcomes() else ():
+        for note in study.splits.notes if not (run.path / "trials").exists() else ():
             watcher.message(note)
         settings = config.search
         with _workers(run, study.task, config, here) as executor:
@@ -135,7 +136,7 @@ def predict(folder: Path, data: str, task: str | None = None) -> Iterator[str]:
 def check(config: Config) -> dict[str, Any]:
     """Data, split, memory and time: each method's reference is run for a few steps, nothing is kept."""
     quieten()
-    source = find_model(config.model)
+    source = model_of(config)
     splits = read_data(config, source)
     searched_space(config, splits, source)
     warnings = list(splits.notes)

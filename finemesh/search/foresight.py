@@ -6,6 +6,7 @@ error that the regression makes in leaving one trial out. Scores and losses are 
 """
 
 import math
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ Count = Callable[[str, Mapping[str, Any]], int | None]  # method, point -> param
 COUNTED = "trainable_parameters"
 FORESEEN = (COUNTED, "adapter_mb", "peak_memory_mb", "seconds")
 FEWEST = 5  # told trials of a method, before anything is foreseen
+LATEST = 300  # told trials of a method, by which it is foreseen
 MARGIN = 2.0  # errors
 RIDGE = 0.3  # on standardised hyperparameters; the number of parameters is hardly held back
 CHECK_EVERY = 5  # one in so many points that the regression thinks infeasible is run all the same, the first among them
@@ -34,13 +36,14 @@ class Foresight:
         foreseen = [name for name in bounds if name in FORESEEN]
         self._bounds = {name: bounds[name] for name in foreseen if count is not None}
         self._space, self._count, self._steps = space, count, steps
-        self._told: dict[str, list[Outcome]] = {}
+        self._told: dict[str, deque[tuple[Outcome, Vector]]] = {}  # by method, with their features
         self._doubted = 0  # points that the regression thought infeasible
 
     def tell(self, outcome: Outcome) -> None:
         self._doubted += outcome.foreseen == "infeasible" and outcome.constraints.get(COUNTED, 0.0) <= 0
-        if outcome.trainable_parameters is not None:
-            self._told.setdefault(outcome.method, []).append(outcome)
+        if self._bounds and outcome.trainable_parameters is not None:
+            features = self._features(outcome.method, outcome.hyperparameters, outcome.trainable_parameters)
+            self._told.setdefault(outcome.method, deque(maxlen=LATEST)).append((outcome, features))
 
     def excesses(self, method: str, point: Mapping[str, Any]) -> tuple[dict[str, float], str | None]:
         """value - bound as it is expected; and whether that is feasible or infeasible for sure enough, None for no telling."""
@@ -69,10 +72,10 @@ class Foresight:
 
     def _regressed(self, name: str, method: str, point: Mapping[str, Any], trained: int | None) -> tuple[float | None, float]:
         """The expected value and the margin that it may be wrong by."""
-        known = [(outcome, value) for outcome in self._told.get(method, []) if (value := self._value(outcome, name))]
+        known = [(features, value) for outcome, features in self._told.get(method, ()) if (value := self._value(outcome, name))]
         if len(known) < FEWEST or trained is None:
             return None, 0.0
-        rows = np.array([self._features(method, o.hyperparameters, o.trainable_parameters or 0) for o, _ in known])
+        rows = np.array([features for features, _ in known])
         new = self._features(method, point, trained)
         centre, scale = rows.mean(0), rows.std(0)
         rows, new = (rows - centre) / np.where(scale > 0, scale, 1.0), (new - centre) / np.where(scale > 0, scale, 1.0)

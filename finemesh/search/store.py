@@ -7,23 +7,35 @@ trials that it would see in an uninterrupted run, whatever has ended in the mean
 """
 
 import copy
+import functools
+import json
 import shutil
 import sqlite3
+from collections import defaultdict
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import optuna
 import sqlalchemy
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, check_distribution_compatibility, distribution_to_json, json_to_distribution
 from optuna.exceptions import StorageInternalError
 from optuna.samplers import BaseSampler
 from optuna.storages import RDBStorage
-from optuna.storages._cached_storage import _CachedStorage
-from optuna.storages._rdb.models import TrialSystemAttributeModel
+from optuna.storages._cached_storage import _CachedStorage, _StudyInfo
+from optuna.storages._rdb.models import (
+    TrialIntermediateValueModel,
+    TrialModel,
+    TrialParamModel,
+    TrialSystemAttributeModel,
+    TrialUserAttributeModel,
+    TrialValueModel,
+)
 from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.study._constrained_optimization import _CONSTRAINTS_KEY
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from finemesh.objectives import LOSS, directions, values
 from finemesh.run import disk_is_full
@@ -35,12 +47,55 @@ FULL_BYTES = 100_000
 
 
 class Store(_CachedStorage):
-    """`horizon`: finished trials with this number and later ones are shown as running; None shows them as they are."""
+    """All trials are read once and kept: only the process that has the run folder's lock writes them.
+
+    `horizon`: finished trials with this number and later ones are shown as running; None shows them as they are.
+    """
 
     def __init__(self, backend: RDBStorage) -> None:
         super().__init__(backend)
         self.horizon: int | None = None
+        self._open: set[int] = set()  # numbers of unfinished trials
         self._unwritten: dict[int, dict[str, tuple[float, BaseDistribution]]] = {}
+
+    def _known(self, study_id: int) -> dict[int, FrozenTrial]:
+        """By number, in order."""
+        study = self._studies.setdefault(study_id, _StudyInfo())
+        if study.last_finished_trial_id < 0:
+            study.last_finished_trial_id = 0  # it is read
+            self._add_trials_to_cache(study_id, read_trials(self._backend, study_id))
+            self._open = {number for number, trial in study.trials.items() if not trial.state.is_finished()}
+            for trial in study.trials.values():
+                study.param_distribution |= trial.distributions
+        return study.trials
+
+    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        """Once: the backend tries again, and where the first one was made all the same there would be two."""
+        self._known(study_id)
+        made = copy.deepcopy(template_trial) if template_trial else create_trial(state=TrialState.RUNNING)
+        with _create_scoped_session(self._backend.scoped_session) as session:
+            trial: Any = self._backend._get_prepared_new_trial(study_id, template_trial, session)
+            made._trial_id, made.number, made.datetime_start = trial.trial_id, trial.number, trial.datetime_start
+        self._add_trials_to_cache(study_id, [made])
+        self._open.add(made.number)
+        return made._trial_id
+
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        """An unfinished one for the caller alone, who changes it."""
+        if trial_id not in self._trial_id_to_study_id_and_number:
+            return super().get_trial(trial_id)
+        study_id, number = self._trial_id_to_study_id_and_number[trial_id]
+        trial = self._known(study_id)[number]
+        return trial if trial.state.is_finished() else copy.deepcopy(trial)
+
+    def _change(self, trial_id: int, **attributes: Any) -> None:
+        """Of the trial as it is kept; whoever holds it as it was still does."""
+        study_id, number = self._trial_id_to_study_id_and_number[trial_id]
+        changed = copy.copy(self._known(study_id)[number])
+        for name, value in attributes.items():
+            setattr(changed, name, value)
+        self._known(study_id)[number] = changed
+        (self._open.discard if changed.state.is_finished() else self._open.add)(number)
 
     def set_trial_param(self, trial_id: int, param_name: str, param_value_internal: float,
                         distribution: BaseDistribution) -> None:
@@ -48,32 +103,94 @@ class Store(_CachedStorage):
 
     def write_params(self, trial_id: int) -> None:
         params = self._unwritten.pop(trial_id, {})
-        study_id, _ = self._trial_id_to_study_id_and_number[trial_id]
-        known = self._studies[study_id].param_distribution
-        with _create_scoped_session(self._backend.scoped_session) as session:
-            for name, (value, distribution) in params.items():
-                self._backend._set_trial_param_without_commit(session, trial_id, name, value, distribution,
-                                                              known.get(name))
+        if not params:
+            return
+        study_id, number = self._trial_id_to_study_id_and_number[trial_id]
+        known, trial = self._studies[study_id].param_distribution, self._known(study_id)[number]
         for name, (_, distribution) in params.items():
-            known.setdefault(name, distribution)
+            check_distribution_compatibility(known.setdefault(name, distribution), distribution)
+        with _create_scoped_session(self._backend.scoped_session) as session:
+            session.add_all([TrialParamModel(trial_id=trial_id, param_name=name, param_value=value,
+                                             distribution_json=distribution_to_json(distribution))
+                             for name, (value, distribution) in params.items()])
+        values = {name: distribution.to_external_repr(value) for name, (value, distribution) in params.items()}
+        distributions = {name: distribution for name, (_, distribution) in params.items()}
+        self._change(trial_id, params=trial.params | values, distributions=trial.distributions | distributions)
 
     def write_constraints(self, trial_id: int, constraints: Mapping[str, float]) -> None:
         """As Trial.set_constraint, in one transaction; one that is there already is replaced."""
         if constraints:
+            named = {f"{_CONSTRAINTS_KEY}:{name}": float(excess) for name, excess in constraints.items()}
             with _create_scoped_session(self._backend.scoped_session) as session:
-                for name, excess in constraints.items():
-                    self._backend._set_trial_attr_without_commit(session, TrialSystemAttributeModel, trial_id,
-                                                                 f"{_CONSTRAINTS_KEY}:{name}", float(excess))
+                for name, excess in named.items():
+                    self._backend._set_trial_attr_without_commit(session, TrialSystemAttributeModel, trial_id, name, excess)
+            self._change(trial_id, _system_attrs=self.get_trial(trial_id).system_attrs | named)
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        super().set_trial_system_attr(trial_id, key, value)
+        self._change(trial_id, _system_attrs=self.get_trial(trial_id).system_attrs | {key: value})
+
+    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
+        super().set_trial_user_attr(trial_id, key, value)
+        self._change(trial_id, _user_attrs=self.get_trial(trial_id).user_attrs | {key: value})
+
+    def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
+        super().set_trial_intermediate_value(trial_id, step, intermediate_value)
+        values = self.get_trial(trial_id).intermediate_values | {step: intermediate_value}
+        self._change(trial_id, intermediate_values=values)
+
+    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
+        if not super().set_trial_state_values(trial_id, state, values):
+            return False
+        when = "datetime_complete" if state.is_finished() else "datetime_start"
+        self._change(trial_id, state=state, values=None if values is None else list(values), **{when: datetime.now()})
+        return True
 
     def get_all_trials(self, study_id: int, deepcopy: bool = True,
                        states: Container[TrialState] | None = None) -> list[FrozenTrial]:
-        if self.horizon is None:
-            return super().get_all_trials(study_id, deepcopy, states)
-        trials = super().get_all_trials(study_id, deepcopy=False)
-        start = min(self.horizon, len(trials))
+        known = self._known(study_id)
+        hidden = range(len(known) if self.horizon is None else min(self.horizon, len(known)), len(known))
+        if states is None or any(state.is_finished() and state in states for state in TrialState):
+            trials = list(known.values())
+        else:
+            trials = [known[number] for number in sorted(self._open.union(hidden))]
+        start = len(trials) - len(hidden)
         trials[start:] = [_as_running(trial) if trial.state.is_finished() else trial for trial in trials[start:]]
-        trials = [trial for trial in trials if states is None or trial.state in states]
+        if states is not None:
+            trials = [trial for trial in trials if trial.state in states]
         return copy.deepcopy(trials) if deepcopy else trials
+
+
+def read_trials(backend: RDBStorage, study_id: int) -> list[FrozenTrial]:
+    """What the backend's get_all_trials gives, without an object for every row and a distribution for every value."""
+    distribution = functools.cache(json_to_distribution)
+    with _create_scoped_session(backend.scoped_session) as session:
+
+        def rows(model: Any, order: str, *names: str) -> dict[int, list[Any]]:
+            """By trial."""
+            found: dict[int, list[Any]] = defaultdict(list)
+            query = sqlalchemy.select(model.trial_id, *[getattr(model, name) for name in names])
+            query = query.where(model.trial_id == TrialModel.trial_id, TrialModel.study_id == study_id)
+            for trial_id, *row in session.execute(query.order_by(getattr(model, order))):
+                found[trial_id].append(row)
+            return found
+
+        params = rows(TrialParamModel, "param_id", "param_name", "param_value", "distribution_json")
+        values = rows(TrialValueModel, "objective", "value", "value_type")
+        reported = rows(TrialIntermediateValueModel, "step", "step", "intermediate_value", "intermediate_value_type")
+        system = rows(TrialSystemAttributeModel, "key", "key", "value_json")
+        user = rows(TrialUserAttributeModel, "key", "key", "value_json")
+        trials: Any = session.query(TrialModel).filter(TrialModel.study_id == study_id).order_by(TrialModel.trial_id)
+        return [FrozenTrial(
+            number=trial.number, state=trial.state, value=None, trial_id=trial.trial_id,
+            datetime_start=trial.datetime_start, datetime_complete=trial.datetime_complete,
+            values=[TrialValueModel.stored_repr_to_value(*row) for row in values[trial.trial_id]] or None,
+            params={name: distribution(text).to_external_repr(value) for name, value, text in params[trial.trial_id]},
+            distributions={name: distribution(text) for name, _, text in params[trial.trial_id]},
+            user_attrs={name: json.loads(text) for name, text in user[trial.trial_id]},
+            system_attrs={name: json.loads(text) for name, text in system[trial.trial_id]},
+            intermediate_values={step: TrialIntermediateValueModel.stored_repr_to_intermediate_value(*row)
+                                 for step, *row in reported[trial.trial_id]}) for trial in trials]
 
 
 @contextmanager

@@ -1,13 +1,60 @@
+"""The store: what it keeps of the trials is what the database says of them."""
+
+import copy
+import math
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import optuna
 import pytest
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from finemesh.search.samplers import OPTIMIZERS
-from finemesh.search.store import opened, store_of, tell
+from finemesh.search.store import opened, read_trials, store_of, tell
 from finemesh.trial import Outcome
+
+
+def test_what_is_kept_is_what_the_database_says(fake: SimpleNamespace, tmp_path: Path) -> None:
+    """Written one after another and seen by a sampler in between; read anew by another store."""
+    losses = [("complete", 1.5), ("failed", None), ("pruned", 2.5), ("infeasible", 3.5), ("infeasible", None),
+              ("complete", math.inf)]
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    with opened(url, "one", fake.Watching(0)) as study:
+        store = store_of(study)
+        study.enqueue_trial(fake.SPACE.stored("full", {"learning_rate": 1e-3}), user_attrs={"continues": 3})
+        for number, (state, loss) in enumerate(losses):
+            store.horizon = number
+            trial = study.ask()
+            method, point = fake.SPACE.suggest(trial)
+            store.write_params(trial._trial_id)
+            store.set_trial_system_attr(trial._trial_id, "note", [number])
+            before = study.get_trials(deepcopy=False)
+            tell(study, trial, Outcome(number, state, method, point, 0, 4, loss, constraints={"seconds": -1.0}), 2.0, 9)
+            assert [t.state for t in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))] == [TrialState.RUNNING]
+            assert before[-1].state == TrialState.RUNNING  # whoever was shown it
+            assert not before[-1].constraints
+        study.ask()
+        store.horizon = None
+        kept = study.get_trials(deepcopy=False)
+        with opened(url, "one", fake.Watching(0)) as again:
+            assert [without_times(trial) for trial in kept] == [without_times(trial) for trial in again.trials]
+        assert read_trials(store._backend, study._study_id) == store._backend.get_all_trials(study._study_id)
+        assert [trial.number for trial in study.get_trials(states=(TrialState.RUNNING,))] == [6]
+
+
+def without_times(trial: FrozenTrial) -> FrozenTrial:
+    timeless = copy.copy(trial)
+    timeless.datetime_start = timeless.datetime_complete = None
+    return timeless
+
+
+def test_studies_share_a_database(fake: SimpleNamespace, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    with opened(url, "one", fake.Watching(0)) as one, opened(url, "two", optuna.samplers.RandomSampler()) as two:
+        for study in (one, two, one, two):
+            study.ask()
+        assert [[trial.number for trial in study.trials] for study in (one, two)] == [[0, 1], [0, 1]]
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

@@ -56,8 +56,9 @@ class Brackets:
 
     def _decisions(self, history: History, may_begin: bool) -> Iterator[Decision]:
         """Of every rung below the last that has been reached. A bracket that gets no more points is decided as it is."""
-        begun = 0
-        for index in range(len(history.points)):
+        turns, rest = divmod(history.settled, len(self.shapes))
+        begun = turns * self._turn + sum(shape[0].trials for shape in self.shapes[:rest])
+        for index in range(history.settled, len(history.points)):
             shape = self.shapes[index % len(self.shapes)]
             members = history.points[begun:begun + shape[0].trials]
             if not members:
@@ -75,10 +76,17 @@ class Brackets:
                 yield Decision(promoted, above.steps, promoted)
                 members = [history.successors[number] for number in promoted if number in history.successors]
                 all_begun = len(members) == len(promoted)
+            else:
+                history.settled += all_begun and may_begin and index == history.settled
+
+    @property
+    def _turn(self) -> int:
+        """Points of all shapes together."""
+        return sum(shape[0].trials for shape in self.shapes)
 
     def _shape(self, index: int) -> Shape:
         """Of the bracket in which the point with this index is."""
-        index %= sum(shape[0].trials for shape in self.shapes)
+        index %= self._turn
         for shape in self.shapes:
             index -= shape[0].trials
             if index < 0:

@@ -32,6 +32,7 @@ class History:
         self.points: list[int] = []
         self.successors: dict[int, int] = {}
         self.told: dict[int, Outcome] = {}
+        self.settled = 0  # brackets, from the first, in which nothing is left to decide
         self.resting: set[int] = set()  # told ones that may have a checkpoint
         self.complete: list[tuple[float, int]] = []  # (loss, number) of the feasible ones, best first
         self._finals: list[tuple[float, int]] = []  # the same in the order told

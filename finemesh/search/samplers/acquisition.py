@@ -104,8 +104,9 @@ def _modelled(told: Sequence[tuple[Coordinates, Record]]) -> list[tuple[Coordina
 
 def by_merit(told: Sequence[tuple[Coordinates, Record]]) -> list[tuple[Coordinates, Record]]:
     """The best first; where there are several objectives, those that few dominate."""
-    losses = np.array([record.losses for _, record in told])
-    counts = dominating(losses) if losses.shape[1] > 1 else np.zeros(len(told))
+    if not told or len(told[0][1].losses) == 1:
+        return sorted(told, key=lambda pair: pair[1].merit)
+    counts = dominating(np.array([record.losses for _, record in told]))
     order = sorted(range(len(told)), key=lambda index: (told[index][1].merit[0], counts[index], told[index][1].merit))
     return [told[index] for index in order]
 

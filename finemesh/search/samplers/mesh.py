@@ -53,6 +53,7 @@ class MeshSearch:
         self._begun = 0  # records told before this iteration
         self._best_before: Record | None = None
         self._centres: list[Coordinates] = []  # of converged searches
+        self._free: list[bool] = []  # of each record, whether it lies outside these
 
     def _first_frame(self) -> tuple[float, ...]:
         return tuple(float(max(1, round(FRAME * steps))) for steps in self._steps)
@@ -76,7 +77,7 @@ class MeshSearch:
 
     def told(self, point: Coordinates, record: Record) -> None:
         self.asked(point)
-        former = self.known[point]
+        former, is_free = self.known[point], self._are_free([point])[0]
         if former is not None and former.kind == "pruned":  # this is how it ended
             self.records[self.records.index((point, former))] = (point, record)
             self.known[point] = record
@@ -86,9 +87,10 @@ class MeshSearch:
             if former is None or record.merit < former.merit:
                 self.known[point] = record
             self.records.append((point, record))
+            self._free.append(is_free)
         if not record.violations.keys() <= set(self._constraints):
             self._constraints = tuple(sorted({*self._constraints, *record.violations}))
-        if (self.best is None or record.merit < self.best.merit) and self._is_free(point):
+        if (self.best is None or record.merit < self.best.merit) and is_free:
             self.best = record
 
     def open_points(self, process: NomadProcess) -> list[Coordinates]:
@@ -156,28 +158,29 @@ class MeshSearch:
             all(self.known.get(point) is not None for _, point in self._points)
 
     def _restart(self) -> None:
-        free = [(point, record) for point, record in self.records if record.valued and self._is_free(point)]
+        free = [pair for pair, is_free in zip(self.records, self._free, strict=True) if pair[1].valued and is_free]
         if free:
             self._centres.append(min(free, key=_merit)[0])
-        if not any(self._is_free(point) for point, _ in free):
+        if not any(self._are_free([point for point, _ in free])):
             self._centres.clear()  # everything known is near a former centre: begin again with the best
+        self._free = self._are_free([point for point, _ in self.records])
         self.best = self._best_free()
         self._frame, self._barrier = self._first_frame(), ""
 
     def _best_free(self) -> Record | None:
-        return min((record for point, record in self.records if self._is_free(point)),
+        return min((record for (_, record), is_free in zip(self.records, self._free, strict=True) if is_free),
                    key=lambda record: record.merit, default=None)
 
-    def _is_free(self, point: Coordinates) -> bool:
+    def _are_free(self, points: Sequence[Coordinates]) -> list[bool]:
         """Outside the frames in which former searches began and ended."""
-        if not self._centres:
-            return True
-        features = self.box.features([point, *self._centres])
-        return bool((np.abs(features[1:] - features[0]).max(axis=1) > FRAME / 2).all())
+        if not self._centres or not points:
+            return [True] * len(points)
+        features, centres = self.box.features(points), self.box.features(self._centres)  # (point, feature)
+        apart = [np.abs(features - centre).max(axis=1) > FRAME / 2 for centre in centres]
+        return [bool(free) for free in np.all(apart, axis=0)]
 
     def _cache(self, upto: int | None = None) -> list[tuple[list[float], list[float]]]:
-        usable = [(point, record) for point, record in self.records[:upto]
-                  if record.valued and self._is_free(point)]
+        usable = [pair for pair, is_free in zip(self.records[:upto], self._free, strict=False) if pair[1].valued and is_free]
         if len(usable) > CACHED:
             best = sorted(usable, key=_merit)[: CACHED // 2]
             usable = best + [pair for pair in usable[-CACHED // 2:] if pair not in best]

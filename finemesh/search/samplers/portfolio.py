@@ -207,10 +207,10 @@ class Portfolio:
 
     def _front(self) -> Front | None:
         """With several objectives, that of all structures."""
-        records = [record for standing in self.standings.values() for record in standing.records]
-        if self.objectives == 1 or not any(record.kind == "complete" for record in records):
+        if self.objectives == 1:
             return None
-        return Front(records)
+        records = [record for standing in self.standings.values() for record in standing.records]
+        return Front(records) if any(record.kind == "complete" for record in records) else None
 
     def _is_starting(self, key: Key, box: Box) -> bool:
         """Too few points told, or soon to be, of the space-filling start; failures do not count, up to as many again."""

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from optuna.distributions import BaseDistribution
@@ -41,12 +42,12 @@ class Record:
     def feasible(self) -> bool:
         return all(value <= 0 for value in self.violations.values())
 
-    @property
+    @cached_property
     def violation(self) -> float:
         """NOMAD's h: the sum of the squares of what is above 0."""
         return sum(max(value, 0.0) ** 2 for value in self.violations.values())
 
-    @property
+    @cached_property
     def merit(self) -> tuple[int, float, float]:
         """Smaller is better: feasible ones by loss, then infeasible ones by violation, then failed ones."""
         if self.kind == "failed":

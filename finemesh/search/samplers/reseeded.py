@@ -60,12 +60,11 @@ class StudyThen:
     def __init__(self, study: Study, number: int, workers: int) -> None:
         self.study = study
         self.number = number
-        trials = [trial for trial in study.get_trials(deepcopy=False) if trial.number < number]
-        told = [trial for trial in trials if trial.number <= number - workers]
-        continued = {trial.user_attrs.get(CONTINUES) for trial in told if trial.state.is_finished()}
-        self._trials = [trial for trial in told if trial.number not in continued]
-        self._trials += [_running(trial) for trial in trials
-                         if trial.number > number - workers and CONTINUES not in trial.user_attrs]
+        trials = study.get_trials(deepcopy=False)[:number]
+        told, running = trials[:max(0, number - workers + 1)], trials[max(0, number - workers + 1):]
+        continued = {trial.user_attrs.get(CONTINUES) for trial in told if trial.state.is_finished()} - {None}
+        self._trials = [trial for trial in told if trial.number not in continued] if continued else told
+        self._trials += [_running(trial) for trial in running if CONTINUES not in trial.user_attrs]
         self._storage = _NoWriting()
 
     def __getattr__(self, name: str) -> Any:
