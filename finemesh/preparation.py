@@ -57,6 +57,11 @@ class Study:
     count: Callable[[str, Mapping[str, Any]], int]
 
 
+def model_of(config: Config) -> ModelSource:
+    with config.placed():
+        return find_model(config.model)
+
+
 def load_data(config: Config) -> Splits:
     """The splits as the config's sources give them, without a look at the model."""
     data = config.data
@@ -128,7 +133,7 @@ def searched_space(config: Config, splits: Splits, source: ModelSource) -> Space
 
 def refuse_point(config: Config, splits: Splits, method: str, point: Mapping[str, Any]) -> None:
     """InputError where these settings of one run cannot be used."""
-    if refusal := _Fit.of(config, splits, find_model(config.model)).refusal(method, point):
+    if refusal := _Fit.of(config, splits, model_of(config)).refusal(method, point):
         raise InputError(f"{method}: {refusal}")
 
 
@@ -141,7 +146,8 @@ class _Fit:
 
     @staticmethod
     def of(config: Config, splits: Splits, source: ModelSource) -> "_Fit":
-        model, tokenizer = load_skeleton(source, splits.task, labels=splits.labels), load_tokenizer(source)
+        with config.placed():
+            model, tokenizer = load_skeleton(source, splits.task, labels=splits.labels), load_tokenizer(source)
         length = config.data.max_length
         pairs, _ = encode_all(splits.train[:LOOKED_AT], tokenizer, length, splits.task, labels=splits.labels)
         return _Fit(model, Context(splits.task, tokenizer, [example for example, _ in pairs], [row for _, row in pairs],
@@ -171,7 +177,7 @@ def prepare(config: Config, run: RunFolder, here: int | None = None) -> Study:
     `here`: workers that this machine has at a time; left out: all of them.
     """
     quieten()
-    source = find_model(config.model)
+    source = model_of(config)
     with full_disk(run.path):
         if (run.splits / "summary.json").exists():
             splits = read_splits(run.splits)
@@ -222,7 +228,7 @@ def _check_scores(config: Config, splits: Splits) -> None:
 def prepared_task(config: Config, run: RunFolder) -> Task:
     """As another process prepared it, with the places that model and splits have here."""
     quieten()
-    return replace(Task.read(run.task), source=find_model(config.model), splits=run.splits.resolve())
+    return replace(Task.read(run.task), source=model_of(config), splits=run.splits.resolve())
 
 
 def whole_space() -> Space:

@@ -7,14 +7,14 @@ from typing import Any
 
 from finemesh.config import Config
 from finemesh.errors import InputError
-from finemesh.preparation import read_data
+from finemesh.preparation import model_of, read_data
 from finemesh.results.probe import write_probe
 from finemesh.run import RunFolder, full_disk
 from finemesh.trial import write_json
 from finemesh.tuning.data.batches import encode_all
 from finemesh.tuning.landscape.measurement import Extent, Subject, measure
 from finemesh.tuning.methods import METHODS
-from finemesh.tuning.models import find_model, load_tokenizer, quieten
+from finemesh.tuning.models import load_tokenizer, quieten
 from finemesh.tuning.task import Task
 
 
@@ -26,7 +26,7 @@ def probe(config: Config, *, run: Path | None = None, out: str | None = None, co
     """
     quieten()
     extent = Extent(**(counts or {}))
-    folder, source = Path(out or f"{config.out}-probe"), find_model(config.model)
+    folder, source = Path(out or f"{config.out}-probe"), model_of(config)
     splits = read_data(config, source)
     tokenizer = load_tokenizer(source)
     pairs, _ = encode_all(splits.train, tokenizer, config.data.max_length, splits.task, labels=splits.labels)

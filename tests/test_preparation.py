@@ -34,6 +34,7 @@ def refused(capsys: Captured, *command: str | Path) -> str:
     ("causal", "pairs", 32, "lora: {dropout: 1}", "line 6: methods.lora.dropout: 1.0 cannot be used here: dropout 1 drops all"),
     ("causal", "pairs", 32, "in_context: {k: 500}", "methods.in_context.k: 500 cannot be used here: 500 demonstrations"),
     ("causal", "pairs", 32, "in_context: {instruction: ' '}", "methods.in_context.instruction: ' ' cannot be used here"),
+    ("nothing", "pairs", 32, "lora: {}", "line 1: model: there is no folder"),
     ("causal", "pairs", 2, "lora: {}", "line 4: data.max_length: 2 tokens leave no row of the train split with a scored one"),
     ("encoder", "long", 512, "lora: {}", "line 4: data.max_length: a row of the train split has 160 tokens, and the model "
                                          "takes 128: give at most 128"),

@@ -27,9 +27,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from finemesh.errors import InputError
+from finemesh.errors import FieldError
 
 TaskName = Literal["instruct", "classify", "regress"]
+AFTER_PADDING = frozenset({"camembert", "data2vec-text", "ibert", "longformer", "luke", "mpnet", "roberta",
+                           "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"})  # where positions begin
 CONVERSION = "1"  # raised when the conversion changes, so that old cache entries are not used
 
 
@@ -60,21 +62,21 @@ def find_model(name: str) -> ModelSource:
     path = Path(name).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
-            raise InputError(f"model: there is no file {name}. Give a .gguf file, a folder, a hub name or package:NAME.")
+            raise FieldError(f"there is no file {name}. Give a .gguf file, a folder, a hub name or package:NAME.", "model")
         return ModelSource(name, str(_converted(path)), path.name)
     if path.is_dir():
         if not (path / "config.json").exists():
-            raise InputError(f"model: the folder {name} holds no config.json, so it is not a transformers model.")
+            raise FieldError(f"the folder {name} holds no config.json, so it is not a transformers model.", "model")
         config = AutoConfig.from_pretrained(path)
         return ModelSource(name, str(path.resolve()), config.name_or_path if _is_hub_name(config.name_or_path) else path.name)
     if path.is_absolute() or name.startswith(".") or name.count("/") > 1:
-        raise InputError(f"model: there is no folder {name}. Give a folder, a .gguf file, a hub name or package:NAME.")
+        raise FieldError(f"there is no folder {name}. Give a folder, a .gguf file, a hub name or package:NAME.", "model")
     try:
         AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"model: {name!r} is neither a folder here nor a model that the hub gives ({_first_line(error)}). "
-            "Give a folder, a .gguf file, package:NAME, or a hub name such as HuggingFaceTB/SmolLM2-135M-Instruct."
+        raise FieldError(
+            f"{name!r} is neither a folder here nor a model that the hub gives ({_first_line(error)}). "
+            "Give a folder, a .gguf file, package:NAME, or a hub name such as HuggingFaceTB/SmolLM2-135M-Instruct.", "model"
         ) from error
     return ModelSource(name, name, name)
 
@@ -119,8 +121,8 @@ def check_task(source: ModelSource, task: TaskName) -> None:
     """InputError where the model cannot do the task."""
     config = AutoConfig.from_pretrained(source.location)
     if task == "instruct" and not is_causal(config):
-        raise InputError(f"model: {source.name} ({config.model_type}) is an encoder and cannot write answers; "
-                         "task: instruct needs a causal model. Encoders do task: classify or regress.")
+        raise FieldError(f"{source.name} ({config.model_type}) is an encoder and cannot write answers; "
+                         "task: instruct needs a causal model. Encoders do task: classify or regress.", "model")
 
 
 def is_causal(config: PretrainedConfig) -> bool:
@@ -133,8 +135,9 @@ def context_of(source: ModelSource) -> int:
 
 
 def context_length(config: PretrainedConfig) -> int:
-    """Tokens that the model can take."""
-    return int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", 0) or 1_000_000)
+    """Tokens that the model can take. RoBERTa's kind counts positions from the one after padding's."""
+    positions = int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", 0) or 1_000_000)
+    return positions - (config.pad_token_id or 0) - 1 if config.model_type in AFTER_PADDING else positions
 
 
 def _head(task: TaskName, labels: Sequence[str]) -> dict[str, Any]:
@@ -149,15 +152,15 @@ def _in_package(name: str) -> ModelSource:
     public = f"package:{package.replace('_', '-')}"
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
-        raise InputError(f"model: the package {package!r} is not installed. Install it "
-                         f"(pip install {package.replace('_', '-')}) or give a folder, a .gguf file or a hub name.")
+        raise FieldError(f"the package {package!r} is not installed. Install it "
+                         f"(pip install {package.replace('_', '-')}) or give a folder, a .gguf file or a hub name.", "model")
     root = Path(spec.submodule_search_locations[0])
     folders = sorted(path.parent for path in root.rglob("config.json") if list(path.parent.glob("*.safetensors")))
     if folders:
         return ModelSource(name, str(folders[0]), public)
     files = sorted(root.rglob("*.gguf"))
     if not files:
-        raise InputError(f"model: the package {package!r} carries neither a .gguf file nor a folder with safetensors.")
+        raise FieldError(f"the package {package!r} carries neither a .gguf file nor a folder with safetensors.", "model")
     return ModelSource(name, str(_converted(files[0])), public)
 
 
@@ -174,7 +177,7 @@ def _converted(file: Path) -> Path:
             if not folder.exists():
                 _convert(file, folder)
     except Exception as error:  # whatever the reader of a broken file trips over
-        raise InputError(f"model: {file} could not be converted from GGUF: {_first_line(error)}") from error
+        raise FieldError(f"{file} could not be converted from GGUF: {_first_line(error)}", "model") from error
     return folder
 
 

@@ -7,11 +7,11 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, RobertaConfig, RobertaModel
 
 from finemesh.errors import InputError
 from finemesh.tuning import models
-from finemesh.tuning.models import find_model, load_model, load_skeleton, load_tokenizer
+from finemesh.tuning.models import context_length, find_model, load_model, load_skeleton, load_tokenizer
 from tests import tiny
 
 NAMES = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
@@ -160,3 +160,13 @@ def test_an_encoder_does_not_write(tmp_path):
     source = find_model(str(tmp_path / "encoder"))
     with pytest.raises(InputError, match="is an encoder and cannot write answers"):
         load_model(source, "instruct")
+
+
+def test_the_longest_row_that_a_model_takes():
+    config = RobertaConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8,
+                           max_position_embeddings=20)
+    model, longest = RobertaModel(config), torch.full((1, context_length(config)), 5)
+    assert model(longest).last_hidden_state.shape[1] == longest.size(1) == 18
+    with pytest.raises((IndexError, RuntimeError)):
+        model(torch.full((1, longest.size(1) + 1), 5))
+    assert context_length(tiny.causal().config) == tiny.causal().config.max_position_embeddings
