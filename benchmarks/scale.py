@@ -6,7 +6,7 @@ a clock of its own, and no time is lost between them. `busy`: the share of the w
 last one ended, against what as many workers could reach that never wait. `regret`: of the loss, beside that of one worker
 with as many trials.
 
-    python benchmarks/scale.py [--quick] [--here-only | --simulated-only] [--json]    (FINEMESH_DATA holds the data)
+    python benchmarks/scale.py [--quick] [--here-only | --simulated-only] [--simulate 1,10,...] [--json]    (FINEMESH_DATA holds the data)
 """
 
 import argparse
@@ -121,12 +121,13 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="1 and 2 workers here, 1 and 20 simulated")
     parser.add_argument("--here-only", action="store_true")
     parser.add_argument("--simulated-only", action="store_true")
+    parser.add_argument("--simulate", default="1,10,100,1000", help="so many workers")
     parser.add_argument("--landscape", type=Path, default=HERE / "landscapes" / "topics.jsonl")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     here_workers = [] if arguments.simulated_only else [1, 2] if arguments.quick else [1, 2, 4]
-    many = [] if arguments.here_only else [1, 20] if arguments.quick else [1, 10, 100, 1000]
+    many = [] if arguments.here_only else [1, 20] if arguments.quick else list(map(int, arguments.simulate.split(",")))
     landscape = recorded(arguments.landscape) if many else None
     result = measure(landscape, here_workers, 4 if arguments.quick else REAL, many)
     show(result, arguments.json, *tables(result))
