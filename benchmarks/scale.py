@@ -6,7 +6,7 @@ a clock of its own, and no time is lost between them. `busy`: the share of the w
 last one ended, against what as many workers could reach that never wait. `regret`: of the loss, beside that of one worker
 with as many trials.
 
-    python benchmarks/scale.py [--quick] [--here-only | --simulated-only] [--simulate 1,10,...] [--json]    (FINEMESH_DATA holds the data)
+    python benchmarks/scale.py [--quick] [--here-only | --simulated-only] [--simulate 1,10,...] [--json]
 """
 
 import argparse
@@ -36,8 +36,8 @@ from finemesh.tuning.machine import usable_cores
 
 HERE = Path(__file__).parent
 REAL = 12  # trials
-PER_WORKER = 3  # simulated trials for each worker, at least FEWEST in all
-FEWEST = 60
+PER_WORKER = 10  # simulated trials for each worker, but at least FEWEST and at most MOST in all
+FEWEST, MOST = 60, 3000
 
 
 def here(workers: int, trials: int, folder: Path) -> float:
@@ -90,7 +90,7 @@ def measure(landscape: Landscape | None, here_workers: list[int], real: int, man
             shutil.rmtree(folder)
         print(f"{workers} workers here: {found['here'][str(workers)]:.0f} trials an hour", file=sys.stderr, flush=True)
     for workers in many if landscape else ():
-        trials = max(FEWEST, PER_WORKER * workers)
+        trials = min(max(FEWEST, PER_WORKER * workers), MOST)
         for optimizer in OPTIMIZERS:
             for reproducible in (True, False) if workers > 1 else (True,):
                 row = simulated(landscape, optimizer, workers, trials, reproducible=reproducible)  # type: ignore[arg-type]
