@@ -248,7 +248,7 @@ def draw(result: Mapping[str, Any], file: Path) -> None:
     from matplotlib.figure import Figure
 
     found = result["landscapes"]
-    figure = Figure(figsize=(5 * len(found), 4), layout="constrained")
+    figure = Figure(figsize=(5 * len(found) + 2, 4), layout="constrained")
     for axes, (name, entry) in zip(np.atleast_1d(figure.subplots(1, len(found))), found.items(), strict=True):
         for number, (contender, row) in enumerate(entry.items()):
             spent, regret, low, high = np.array(row["regret"]).T
@@ -256,7 +256,7 @@ def draw(result: Mapping[str, Any], file: Path) -> None:
             axes.plot(spent, np.maximum(regret, SMALLEST), style, color=f"C{number % 10}", label=contender)
             axes.fill_between(spent, np.maximum(low, SMALLEST), np.maximum(high, SMALLEST), color=f"C{number % 10}", alpha=0.1)
         axes.set(title=name, xscale="log", yscale="log", xlabel="tokens, in trials of full length", ylabel="regret, nats")
-    axes.legend(fontsize="x-small")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right", fontsize="small")
     figure.savefig(file)
 
 
