@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from landscapes import LANDSCAPES, Survey
+from landscapes import LANDSCAPES, Survey, write_topics
 from optimizers import at, traced
 from replay import Landscape, Replay, recorded
 from result import machine, show, versions
@@ -35,14 +35,14 @@ from finemesh.tuning.environment import worker_environment
 from finemesh.tuning.machine import usable_cores
 
 HERE = Path(__file__).parent
-REAL = 12  # trials
+REAL = 24  # trials
 PER_WORKER = 10  # simulated trials for each worker, but at least FEWEST and at most MOST in all
 FEWEST, MOST = 60, 3000
 
 
 def here(workers: int, trials: int, folder: Path) -> float:
     """Trials an hour, from the first trial's start to the last one's end; the workers' start is not counted."""
-    dataset = replace(LANDSCAPES[0].dataset, steps=12, validations=2)
+    dataset = replace(LANDSCAPES[0].dataset, train=str(write_topics(folder)), steps=36, validations=2)
     survey = Survey(replace(LANDSCAPES[0], dataset=dataset), folder, folder, None)
     threads = max(1, usable_cores() // workers)
     file = survey.run.path / f".worker-{workers}.json"
