@@ -138,7 +138,7 @@ def traced(landscape: Landscape, outcomes: Sequence[Outcome]) -> Trace:
     reached: dict[int, int] = {}
     for outcome in outcomes:
         steps = outcome.steps if outcome.state != "failed" else landscape.steps
-        made = 0 if outcome.duplicate_of is not None else steps - reached.get(outcome.continues, 0)  # type: ignore[arg-type]
+        made = 0 if outcome.duplicate_of is not None else steps - reached.get(outcome.continues, 0)
         reached[outcome.number] = steps
         best.add(outcome.method, outcome.hyperparameters, made / landscape.steps,
                  outcome.validation_loss if outcome.state == "complete" else None)

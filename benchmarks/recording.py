@@ -81,7 +81,7 @@ class Recording:
         parts["train"] = [example for example in parts["train"] if example.key not in held_out]
         cut = {name: tuple(sorted(parts[name], key=lambda example: example.row_hash)[:most])
                for name, most in zip(parts, self.dataset.rows, strict=True)}
-        replace(own, **cut, notes=()).write(self.run.splits)  # type: ignore[arg-type]
+        replace(own, **cut, notes=()).write(self.run.splits)
 
     @contextmanager
     def worker(self) -> Iterator[LocalExecutor]:

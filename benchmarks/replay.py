@@ -287,7 +287,7 @@ class Replay:
         outcome = Outcome(
             job.number, "complete" if last == land.steps and error is None else "pruned", job.method, job.hyperparameters,
             job.seed, last, validation_loss=curve[last], trained_tokens=round(land.tokens * last / land.steps),
-            seconds=last * surface.seconds, continues=job.continues, foreseen=job.foreseen, error=error, **surface.numbers)  # type: ignore[arg-type]
+            seconds=last * surface.seconds, continues=job.continues, foreseen=job.foreseen, error=error, **surface.numbers)
         write_outcome(job.folder, outcome)
         return outcome, last - start
 

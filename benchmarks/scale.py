@@ -93,7 +93,7 @@ def measure(landscape: Landscape | None, here_workers: list[int], real: int, man
         trials = min(max(FEWEST, PER_WORKER * workers), MOST)
         for optimizer in OPTIMIZERS:
             for reproducible in (True, False) if workers > 1 else (True,):
-                row = simulated(landscape, optimizer, workers, trials, reproducible=reproducible)  # type: ignore[arg-type]
+                row = simulated(landscape, optimizer, workers, trials, reproducible=reproducible)
                 found["simulated"].append({"optimizer": optimizer, "workers": workers, "trials": trials,
                                            "reproducible": reproducible, **row})
                 print(found["simulated"][-1], file=sys.stderr, flush=True)

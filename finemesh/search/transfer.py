@@ -18,6 +18,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 
 from finemesh.errors import InputError
 from finemesh.run import RunFolder, full_disk
+from finemesh.search.samplers.encoding import Dimension
 from finemesh.search.space import Space
 from finemesh.trial import Outcome, write_json
 
@@ -209,7 +210,7 @@ def _apart(distribution: BaseDistribution, a: Any, b: Any) -> float:
         return 0.0
     if isinstance(distribution, CategoricalDistribution):
         return 1.0
-    low, high = distribution.low, distribution.high  # type: ignore[attr-defined]
-    if distribution.log:  # type: ignore[attr-defined]
-        return abs(math.log(a / b)) / math.log(high / low)
-    return float(abs(a - b) / (high - low))
+    axis = Dimension("", distribution)
+    places = [axis.coordinate(value) for value in (a, b)]
+    ends = [place for place in places if place is not None]  # both: the points were moved into the space
+    return (max(ends) - min(ends)) / (1 if axis.size is None else max(1, axis.size - 1))

@@ -24,8 +24,8 @@ FULL = 90
 def loss(job: Job, step: int) -> float:
     point = job.hyperparameters
     rate = math.log10(point["learning_rate"])
-    best = {"lora": -3.0, "full": -4.5}[job.method]
-    floor = 1.0 + 0.15 * (rate - best) ** 2 - 0.02 * math.log2(point.get("rank", 1)) + 0.1 * (job.method == "full")
+    best, lowest = {"lora": (-3.0, 1.0), "full": (-4.5, 1.1)}[job.method]
+    floor = lowest + 0.15 * (rate - best) ** 2 - 0.02 * math.log2(point.get("rank", 1))
     return floor + 1.2 * (1 + step / (3 * 3 ** max(0.0, best - rate))) ** -0.9
 
 
