@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from finemesh.config import Config, SearchConfig, load_config
+from finemesh.config import Config, load_config
 from finemesh.errors import InputError, nearest
 from finemesh.handover import hand_over
 from finemesh.preparation import (
@@ -43,6 +43,7 @@ from finemesh.search.jobs import LOOK_EVERY, Jobs, run_posted
 from finemesh.search.observer import Nobody, Observer
 from finemesh.search.samplers import OPTIMIZERS
 from finemesh.search.study import run_search
+from finemesh.search_config import SearchConfig
 from finemesh.trial import Job, Outcome, read_outcome, write_json
 from finemesh.tuning.environment import worker_environment
 from finemesh.tuning.methods import METHODS, describe
