@@ -13,26 +13,25 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import combinations, pairwise
+from itertools import accumulate, combinations, pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
+from landscapes import dimension
 from numpy.typing import NDArray
-from optuna.distributions import CategoricalDistribution
 from scipy.interpolate import RBFInterpolator
 
 from finemesh.hyperparameter import Hyperparameter, choice, integer
 from finemesh.preparation import whole_space
 from finemesh.search.executors.base import Event
-from finemesh.search.samplers.encoding import Dimension
+from finemesh.search.samplers.encoding import Box
 from finemesh.search.space import Point, Space
 from finemesh.trial import Job, Outcome, write_outcome
 from finemesh.tuning.evaluation.rival import read_rival, write_rows
 from finemesh.tuning.methods import METHODS
 
-HERE = Path(__file__).parent
 SCALES = (0.25, 1.0, 3.0)  # of a hyperparameter's range, one of which fits best
 LLAMA = "llama2_7b_lora"
 Vector = NDArray[np.float64]
@@ -87,22 +86,17 @@ class Surface:
         return scale
 
     @cached_property
+    def _box(self) -> Box:
+        return Box(tuple(dimension(name, hyperparameter.distribution) for name, hyperparameter in self.space.items()))
+
+    @property
     def _blocks(self) -> list[slice]:
-        ends = np.cumsum([0, *(len(self._feature(name, None)) for name in self.space)])
-        return [slice(start, end) for start, end in pairwise(ends)]
+        """Of every hyperparameter its features."""
+        return [slice(start, end) for start, end in pairwise([0, *accumulate(self._box.feature_blocks)])]
 
     def _features(self, point: Mapping[str, Any]) -> Vector:
-        return np.concatenate([self._feature(name, point.get(name)) for name in self.space])
-
-    def _feature(self, name: str, value: Any) -> Vector:
-        """A choice's are 1 apart; an inactive number is in the middle of its range."""
-        distribution = self.space[name].distribution
-        if isinstance(distribution, CategoricalDistribution):
-            return np.array([math.sqrt(0.5) * (value == choice) for choice in distribution.choices])
-        axis = Dimension(name, distribution)
-        at = None if value is None else axis.coordinate(value)
-        share = 0.5 if at is None else at if axis.size is None else at / max(1, axis.size - 1)
-        return np.array([share])
+        """An inactive hyperparameter is in the middle of its range."""
+        return self._box.features([self._box.completed(point)])[0]
 
 
 def interpolated(features: Vector, values: Vector) -> RBFInterpolator:
