@@ -94,6 +94,19 @@ class Watcher:
         self.phases.append((name, total))
 
 
+class Stops(Watcher):
+    """Ctrl-C when so many trials have ended."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self._after = after
+
+    def ended(self, outcome: Outcome) -> None:
+        super().ended(outcome)
+        if len(self.outcomes) == self._after:
+            raise KeyboardInterrupt
+
+
 @functools.cache
 def empty_store() -> Path:
     """Making the tables of a store takes longer than most of the searches here."""

@@ -75,17 +75,11 @@ def test_only_what_is_named_in_the_report_is_measured_on_the_test_split_and_once
 def test_a_finish_that_was_stopped_anywhere_goes_on(fake: SimpleNamespace, tmp_path: Path) -> None:
     whole = finished(fake, tmp_path / "whole")
 
-    class Stops(fake.Watcher):
-        def ended(self, outcome: Outcome) -> None:
-            super().ended(outcome)
-            if len(self.outcomes) == 9:
-                raise KeyboardInterrupt
-
     class StopsLater(fake.Watcher):
         def message(self, text: str) -> None:
             raise KeyboardInterrupt
 
-    for observer in (Stops(), StopsLater()):
+    for observer in (fake.Stops(9), StopsLater()):
         with pytest.raises(KeyboardInterrupt):
             fake.search(tmp_path / "run", 6, finishing=True, observer=observer)
         assert RunFolder(tmp_path / "run").finish() is None
@@ -131,14 +125,8 @@ def test_of_several_objectives_the_leaders_are_those_of_the_front_and_a_stop_cha
                                "script": {"infeasible": [1], "heavy": [2], "fail": [4]}}
     whole = fake.search(tmp_path / "whole", 8, **options)
 
-    class Stops(fake.Watcher):
-        def ended(self, outcome: Outcome) -> None:
-            super().ended(outcome)
-            if len(self.outcomes) == 6:
-                raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        fake.search(tmp_path / "run", 8, observer=Stops(), **options)
+        fake.search(tmp_path / "run", 8, observer=fake.Stops(6), **options)
     assert fake.points(fake.search(tmp_path / "run", 8, **options)) == fake.points(whole)
     document = RunFolder(tmp_path / "run").finish() or {}
     assert document == RunFolder(tmp_path / "whole").finish()

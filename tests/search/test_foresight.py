@@ -91,12 +91,6 @@ def test_a_search_starts_what_it_may_and_goes_on_alike(fake: SimpleNamespace, tm
     assert len(run) == 12
     assert not any(outcome.constraints["trainable_parameters"] > 0 for outcome in run)
 
-    class Stops(fake.Watcher):
-        def ended(self, outcome: Outcome) -> None:
-            super().ended(outcome)
-            if len(self.outcomes) == 7:
-                raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        simulation.search(fake, tmp_path / "parts", fidelity, **options, observer=Stops())
+        simulation.search(fake, tmp_path / "parts", fidelity, **options, observer=fake.Stops(7))
     assert simulation.search(fake, tmp_path / "parts", fidelity, **options)[0] == whole

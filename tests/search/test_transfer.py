@@ -118,15 +118,9 @@ def test_any_search_goes_on_from_an_interruption_as_the_uninterrupted_one(fake: 
     references = list(fake.REFERENCES.items())
     options = {"points": 10, "workers": 3, "first": references, "earlier": known_points(folder, fake.SPACE, fake.REFERENCES)}
 
-    class Stops(fake.Watcher):
-        def ended(self, outcome: Outcome) -> None:
-            super().ended(outcome)
-            if len(self.outcomes) == 4:
-                raise KeyboardInterrupt
-
     whole, _ = simulation.search(fake, tmp_path / "whole", fidelity, optimizer, **options)
     with pytest.raises(KeyboardInterrupt):
-        simulation.search(fake, tmp_path / "parts", fidelity, optimizer, order=1, observer=Stops(), **options)
+        simulation.search(fake, tmp_path / "parts", fidelity, optimizer, order=1, observer=fake.Stops(4), **options)
     assert simulation.search(fake, tmp_path / "parts", fidelity, optimizer, order=2, **options)[0] == whole
     begun = [outcome for outcome in whole if outcome.continues is None]
     keys = [fake.SPACE.key(outcome.method, outcome.hyperparameters) for outcome in begun]

@@ -41,15 +41,9 @@ def test_completion_order_changes_neither_points_nor_promotions(
 @every_rule
 def test_a_search_stopped_anywhere_goes_on_as_the_uninterrupted_one(
         fake: SimpleNamespace, tmp_path: Path, uninterrupted: dict[str, list[Any]], fidelity: str) -> None:
-    class Stops(fake.Watcher):
-        def ended(self, outcome: Any) -> None:
-            super().ended(outcome)
-            if len(self.outcomes) == 5:
-                raise KeyboardInterrupt
-
     for order in (1, 2):
         with pytest.raises(KeyboardInterrupt):
-            simulation.search(fake, tmp_path, fidelity, points=12, workers=3, order=order, observer=Stops())
+            simulation.search(fake, tmp_path, fidelity, points=12, workers=3, order=order, observer=fake.Stops(5))
     assert simulation.search(fake, tmp_path, fidelity, points=12, workers=3)[0] == uninterrupted[fidelity]
 
 
