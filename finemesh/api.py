@@ -134,8 +134,9 @@ def predict(folder: Path, data: str, task: str | None = None) -> Iterator[str]:
     yield from predictions(loaded, best["method"], best["hyperparameters"], run.best, questions)
 
 
-def check(config: Config) -> dict[str, Any]:
-    """Data, split, memory and time: each method's reference is run for a few steps, nothing is kept."""
+def check(config: Config, message: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+    """Data, split, memory and time: each method's reference is run for a few steps, nothing is kept. `message` is told what
+    is being measured: with many methods it takes minutes."""
     quieten()
     source = model_of(config)
     splits = read_data(config, source)
@@ -148,7 +149,10 @@ def check(config: Config) -> dict[str, Any]:
         study = prepare(config, run)
         earlier_points(config, run, study)
         with _workers(run, replace(study.task, steps=CHECK_STEPS), config, 1) as executor:
-            outcomes = {name: _trial_run(run, study, name, executor) for name in study.references}
+            outcomes: dict[str, Outcome] = {}
+            for index, name in enumerate(study.references, 1):
+                message(f"[{index}/{len(study.references)}] {name}: {CHECK_STEPS} steps with its reference settings")
+                outcomes[name] = _trial_run(run, study, name, executor)
     steps, batch = config.search.steps, config.search.batch_size
     methods: dict[str, Any] = {}
     for name, outcome in outcomes.items():

@@ -150,7 +150,7 @@ def check(config: ConfigFile, as_json: Json = False, debug: Debug = False) -> No
         settings = load_config(config)
         from finemesh import api
 
-        output.show(api.check(settings), print_check)
+        output.show(api.check(settings, lambda text: print(text, file=sys.stderr, flush=True)), print_check)
 
 
 @app.command()

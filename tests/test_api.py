@@ -263,7 +263,9 @@ def test_constraints_make_a_trial_infeasible_before_it_trains(places, tmp_path):
 def test_check_spends_nothing_and_tells_all(places, tmp_path):
     settings = config(places, tmp_path / "run")
     search = settings.search.model_copy(update={"steps": 1000})  # are foreseen, not made
-    found = api.check(settings.model_copy(update={"search": search}))
+    said: list[str] = []
+    found = api.check(settings.model_copy(update={"search": search}), said.append)
+    assert [text.partition(":")[0] for text in said] == ["[1/2] lora", "[2/2] prompt"]
     assert found["rows"]["train"] > found["rows"]["test"] > 0
     assert set(found["methods"]) == {"lora", "prompt"}
     assert found["methods"]["lora"]["trial_seconds"] > 0
