@@ -71,7 +71,7 @@ def plain(blackbox: Blackbox, seed: int, evaluations: int) -> list[Values]:
     """To be run in a process that may be lost: PyNomad ends some runs by a signal."""
     import PyNomad
 
-    box = Box(tuple(_dimension(name, distribution) for name, distribution in blackbox.space.items()))
+    box = Box(tuple(Dimension.whole(name, distribution) for name, distribution in blackbox.space.items()))
     start = box.sampled(np.random.default_rng(seed).random(len(box.dimensions)))
     history: list[Values] = []
 
@@ -93,10 +93,6 @@ def plain(blackbox: Blackbox, seed: int, evaluations: int) -> list[Values]:
         f"BB_INPUT_TYPE ( {' '.join(types)} )", f"BB_OUTPUT_TYPE {' '.join(outputs)}", f"MAX_BB_EVAL {evaluations}",
         f"SEED {seed}", "DISPLAY_DEGREE 0", *several])
     return history
-
-
-def _dimension(name: str, distribution: Any) -> Dimension:
-    return Dimension(name, distribution, tuple(range(len(getattr(distribution, "choices", ())))))
 
 
 def run(contender: str, blackbox: Blackbox, seeds: int, evaluations: int) -> list[list[float]]:

@@ -25,7 +25,6 @@ import numpy as np
 import yaml
 from filelock import FileLock
 from methods_results import Results, Run
-from optuna.distributions import BaseDistribution, CategoricalDistribution
 from recording import MINILM, SMOLLM, Dataset, Recording, results_file
 from result import machine, show, versions
 from rich.table import Table
@@ -115,23 +114,18 @@ class Survey(Recording):
             shares = dict(zip(space, (0.5 + index * recurrence(len(space))) % 1, strict=True))
         else:
             base = best_first(found)[index % 2][1]
-            shares = {name: stepped(dimension(name, space[name].distribution), base.hyperparameters.get(name), chance)
+            shares = {name: stepped(Dimension.whole(name, space[name].distribution), base.hyperparameters.get(name), chance)
                       for name in space}
         point: Point = {}
         for name, hyperparameter in space.items():
             if hyperparameter.active(point):
-                axis = dimension(name, hyperparameter.distribution)
+                axis = Dimension.whole(name, hyperparameter.distribution)
                 point[name] = axis.value(axis.snapped(axis.sampled(shares[name])))
         return point
 
 
 def best_first(found: list[tuple[float, Run]]) -> list[tuple[float, Run]]:
     return sorted(found, key=lambda item: item[0])
-
-
-def dimension(name: str, distribution: BaseDistribution) -> Dimension:
-    choices = len(distribution.choices) if isinstance(distribution, CategoricalDistribution) else 0
-    return Dimension(name, distribution, tuple(range(choices)))
 
 
 def stepped(axis: Dimension, value: Any, chance: np.random.Generator) -> float:

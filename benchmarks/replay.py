@@ -19,14 +19,13 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from landscapes import dimension
 from numpy.typing import NDArray
 from scipy.interpolate import RBFInterpolator
 
 from finemesh.hyperparameter import Hyperparameter, choice, integer
 from finemesh.preparation import whole_space
 from finemesh.search.executors.base import Event
-from finemesh.search.samplers.encoding import Box
+from finemesh.search.samplers.encoding import Box, Dimension
 from finemesh.search.space import Point, Space
 from finemesh.trial import Job, Outcome, write_outcome
 from finemesh.tuning.evaluation.rival import read_rival, write_rows
@@ -87,7 +86,7 @@ class Surface:
 
     @cached_property
     def _box(self) -> Box:
-        return Box(tuple(dimension(name, hyperparameter.distribution) for name, hyperparameter in self.space.items()))
+        return Box(tuple(Dimension.whole(name, hyperparameter.distribution) for name, hyperparameter in self.space.items()))
 
     @property
     def _blocks(self) -> list[slice]:

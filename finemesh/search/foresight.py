@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
+from finemesh.search.samplers.encoding import Box, Dimension
 from finemesh.search.space import Space
 from finemesh.trial import Outcome
 
@@ -37,6 +37,7 @@ class Foresight:
         self._bounds = {name: bounds[name] for name in foreseen if count is not None}
         self._space, self._count, self._steps = space, count, steps
         self._told: dict[str, deque[tuple[Outcome, Vector]]] = {}  # by method, with their features
+        self._boxes: dict[str, Box] = {}  # by method
         self._doubted = 0  # points that the regression thought infeasible
 
     def tell(self, outcome: Outcome) -> None:
@@ -91,16 +92,11 @@ class Foresight:
 
     def _features(self, method: str, point: Mapping[str, Any], trained: int) -> Vector:
         """The number of parameters, then the hyperparameters; an inactive one is in the middle."""
-        features = [float(trained)]
-        for name, hyperparameter in self._space.methods[method].items():
-            distribution, value = hyperparameter.distribution, point.get(name)
-            if isinstance(distribution, CategoricalDistribution):
-                features += [float(value == choice) for choice in distribution.choices]
-            elif isinstance(distribution, FloatDistribution | IntDistribution):
-                low, high = (math.log(end) if distribution.log else end for end in (distribution.low, distribution.high))
-                at = (low + high) / 2 if value is None else math.log(value) if distribution.log else value
-                features.append((at - low) / ((high - low) or 1.0))
-        return np.array(features)
+        if method not in self._boxes:
+            self._boxes[method] = Box(tuple(Dimension.whole(name, hyperparameter.distribution) for name, hyperparameter in
+                                            self._space.methods[method].items() if not hyperparameter.distribution.single()))
+        box = self._boxes[method]
+        return np.array([float(trained), *box.features([box.completed(point)])[0]])
 
 
 def _ridge(rows: Vector, targets: Vector, new: Vector) -> tuple[float, float]:  # (n, features), (n,), (features,)

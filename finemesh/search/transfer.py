@@ -210,7 +210,7 @@ def _apart(distribution: BaseDistribution, a: Any, b: Any) -> float:
         return 0.0
     if isinstance(distribution, CategoricalDistribution):
         return 1.0
-    axis = Dimension("", distribution)
+    axis = Dimension.whole("", distribution)
     places = [axis.coordinate(value) for value in (a, b)]
     ends = [place for place in places if place is not None]  # both: the points were moved into the space
     return (max(ends) - min(ends)) / (1 if axis.size is None else max(1, axis.size - 1))

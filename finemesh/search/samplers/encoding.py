@@ -28,6 +28,12 @@ class Dimension:
     distribution: BaseDistribution
     choices: tuple[int, ...] = ()
 
+    @staticmethod
+    def whole(name: str, distribution: BaseDistribution) -> "Dimension":
+        """With all of its choices."""
+        count = len(distribution.choices) if isinstance(distribution, CategoricalDistribution) else 0
+        return Dimension(name, distribution, tuple(range(count)))
+
     @property
     def unordered(self) -> bool:
         return isinstance(self.distribution, CategoricalDistribution)
