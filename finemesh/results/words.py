@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from finemesh.trial import HIGHER_IS_BETTER
@@ -71,9 +71,14 @@ def leaders(noise: Mapping[str, Any] | None) -> str:
     if not rivals:
         return f"Trial {first['number']} is the best of the {len(noise['leaders'])} leaders with a probability of " \
                f"{probability(first['best'])}.{said}"
-    numbers = " and ".join(str(one["number"]) for one in [first, *rivals])
-    each = " and ".join(f"{probability(one['winner_better'])} against {one['number']}" for one in rivals)
+    numbers = listed([str(one["number"]) for one in [first, *rivals]])
+    each = listed([f"{probability(one['winner_better'])} against {one['number']}" for one in rivals])
     return f"Trials {numbers} cannot be told apart: {first['number']} is better with a probability of {each}.{said}"
+
+
+def listed(parts: Sequence[str]) -> str:
+    """'a, b and c'."""
+    return " and ".join(part for part in (", ".join(parts[:-1]), parts[-1]) if part)
 
 
 def probability(value: float) -> str:

@@ -24,3 +24,7 @@ def test_a_spark_falls_with_the_losses_and_fits() -> None:
     assert len(words.spark([float(i) for i in range(100)], 12)) == 12
     assert words.spark([], 5) == words.spark([1.0], 0) == ""
     assert words.spark([2.0, 2.0, float("nan")], 5) == "▁▁"
+
+
+def test_lists() -> None:
+    assert [words.listed(parts) for parts in (["9"], ["9", "4"], ["9", "11", "4"])] == ["9", "9 and 4", "9, 11 and 4"]
