@@ -29,7 +29,7 @@ from finemesh.run import RunFolder
 from finemesh.search.budget import Budget
 from finemesh.search.executors import LocalExecutor
 from finemesh.search.samplers import OPTIMIZERS
-from finemesh.search.study import run_search
+from finemesh.search.study import run_search, trials_in_flight
 from finemesh.trial import write_json
 from finemesh.tuning.environment import worker_environment
 from finemesh.tuning.machine import usable_cores
@@ -52,9 +52,11 @@ def here(workers: int, trials: int, folder: Path) -> float:
     run.path.mkdir(parents=True)
     with LocalExecutor([sys.executable, "-m", "finemesh.tuning.worker", str(file)], workers, logs=run.logs,
                        environment=worker_environment(threads)) as executor:
+        in_flight = trials_in_flight(workers, reproducible=True)
+
         def search(budget: int) -> None:
-            run_search(space, OPTIMIZERS["random"](0, workers), Budget(budget), executor, run, seed=0, steps=dataset.steps,
-                       workers=workers)
+            run_search(space, OPTIMIZERS["random"](0, in_flight), Budget(budget), executor, run, seed=0, steps=dataset.steps,
+                       in_flight=in_flight)
 
         search(workers)  # every worker has loaded its model by then
         start = time.monotonic()
@@ -65,13 +67,13 @@ def here(workers: int, trials: int, folder: Path) -> float:
 def simulated(landscape: Landscape, optimizer: str, workers: int, trials: int, *, reproducible: bool) -> dict[str, float]:
     memory = Path("/dev/shm")
     folder = Path(tempfile.mkdtemp(dir=memory if memory.is_dir() else None))
-    replay = Replay(landscape, workers)
+    replay, in_flight = Replay(landscape, workers), trials_in_flight(workers, reproducible=reproducible)
     start = time.monotonic()
     try:
         run = RunFolder(folder)
         run.path.mkdir(parents=True, exist_ok=True)
-        outcomes = run_search(landscape.space, OPTIMIZERS[optimizer](0, workers), Budget(trials), replay, run, seed=0,
-                              steps=landscape.steps, workers=workers, reproducible=reproducible,
+        outcomes = run_search(landscape.space, OPTIMIZERS[optimizer](0, in_flight), Budget(trials), replay, run, seed=0,
+                              steps=landscape.steps, in_flight=in_flight, reproducible=reproducible,
                               first=list(landscape.references.items()))
     finally:
         shutil.rmtree(folder)

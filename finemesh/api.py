@@ -42,7 +42,7 @@ from finemesh.search.finish import finish
 from finemesh.search.jobs import LOOK_EVERY, Jobs, run_posted
 from finemesh.search.observer import Nobody, Observer
 from finemesh.search.samplers import OPTIMIZERS
-from finemesh.search.study import run_search
+from finemesh.search.study import run_search, trials_in_flight
 from finemesh.search_config import SearchConfig
 from finemesh.trial import Job, Outcome, read_outcome, write_json
 from finemesh.tuning.environment import worker_environment
@@ -72,10 +72,11 @@ def search(config: Config, *, observer: Observer | None = None, here: int | None
             watcher.message(note)
         settings = config.search
         with _workers(run, study.task, config, here) as executor:
+            in_flight = trials_in_flight(config.workers, reproducible=settings.reproducible)
             outcomes = run_search(
-                study.space, OPTIMIZERS[settings.optimizer](settings.seed, config.workers),
+                study.space, OPTIMIZERS[settings.optimizer](settings.seed, in_flight),
                 Budget(settings.trials, settings.hours), executor, run, seed=settings.seed, steps=settings.steps,
-                workers=config.workers, constraints=settings.bounds, count=study.count, reproducible=settings.reproducible,
+                in_flight=in_flight, constraints=settings.bounds, count=study.count, reproducible=settings.reproducible,
                 objectives=settings.objectives,
                 observer=watcher, first=list(study.references.items()), earlier=earlier,
                 fidelity=FIDELITIES[settings.fidelity](settings.steps, settings.min_steps, settings.reduction),

@@ -1,6 +1,6 @@
 """The loop of a search: ask, run, tell, resume.
 
-Trial n is asked for when exactly the trials up to n - workers are told, in order: completion order cannot change the
+Trial n is asked for when exactly the trials up to n - in_flight are told, in order: completion order cannot change the
 points, and a search that was stopped at any moment goes on with the points of the uninterrupted one. What trial n is, a
 new point or the continuation of a pruned trial, and how far it goes, is the fidelity rule's to say.
 """
@@ -33,17 +33,20 @@ from finemesh.search.transfer import Known, Transfer
 from finemesh.trial import Job, Outcome, read_outcome, write_json, write_outcome
 
 EXHAUSTED = 200  # points in a row that were known already
+AHEAD = 2  # trials in flight for each worker, so that none is idle behind a slow trial (docs/decisions/014)
 
 
 def run_search(
     space: Space, sampler: BaseSampler, budget: Budget, executor: Executor, run: RunFolder, *,
-    seed: int, steps: int, workers: int = 1, constraints: Mapping[str, float] | None = None, reproducible: bool = True,
+    seed: int, steps: int, in_flight: int = 1, constraints: Mapping[str, float] | None = None, reproducible: bool = True,
     observer: Observer | None = None, first: Sequence[tuple[str, Mapping[str, Any]]] = (), storage: str | None = None,
     fidelity: Fidelity | None = None, count: Count | None = None, earlier: Sequence[Known] = (),
     objectives: Sequence[str] = (LOSS,),
 ) -> list[Outcome]:
     """The outcomes of all trials, in order, those of earlier runs of the command included.
 
+    `in_flight`: how many trials are begun and not told at a time, the `workers` of the sampler; those that the executor's
+    workers cannot run yet wait for them.
     `first`: points that are evaluated before the sampler's own, moved into the space where they are outside; `earlier`: those
     of earlier studies that come next, as far as their ranking holds here.
     `fidelity` says how far each trial goes; by default all go `steps`. `count` says how many parameters a point trains: with
@@ -58,7 +61,7 @@ def run_search(
         try:
             with full_disk(run.path), opened(storage or f"sqlite:///{run.study}", run.study_name(storage), sampler,
                                              objectives) as study:
-                return Search(space, study, budget, jobs, run, observer, seed=seed, steps=steps, workers=workers,
+                return Search(space, study, budget, jobs, run, observer, seed=seed, steps=steps, in_flight=in_flight,
                               constraints=dict(constraints or {}), reproducible=reproducible, first=first, earlier=earlier,
                               objectives=objectives, fidelity=fidelity or FIDELITIES["full"](steps, None, 1),
                               foresight=Foresight(constraints or {}, space, count, steps)).run()
@@ -71,15 +74,20 @@ def run_search(
             sampler = copy.deepcopy(spare)  # as in a new process: what it heard may not have been stored
 
 
+def trials_in_flight(workers: int, *, reproducible: bool) -> int:
+    """Told as they end, or by one worker, trials leave nobody waiting."""
+    return AHEAD * workers if reproducible and workers > 1 else workers
+
+
 class Search:
     """One run of the command. `told` holds the outcomes that the store knows, `flight` the trials that it awaits."""
 
     def __init__(self, space: Space, study: optuna.Study, budget: Budget, jobs: Jobs, run: RunFolder,
-                 observer: Observer, *, seed: int, steps: int, workers: int, constraints: dict[str, float],
+                 observer: Observer, *, seed: int, steps: int, in_flight: int, constraints: dict[str, float],
                  reproducible: bool, first: Sequence[tuple[str, Mapping[str, Any]]], earlier: Sequence[Known],
                  objectives: Sequence[str], fidelity: Fidelity, foresight: Foresight) -> None:
         self._space, self._budget, self._jobs, self._folder, self._observer = space, budget, jobs, run, observer
-        self._seed, self._steps, self._workers, self._constraints = seed, steps, workers, constraints
+        self._seed, self._steps, self._in_flight, self._constraints = seed, steps, in_flight, constraints
         self._objectives = objectives
         self._reproducible, self._study, self._store = reproducible, study, store_of(study)
         self._fidelity, self._history, self._foresight = fidelity, History(run), foresight
@@ -138,7 +146,7 @@ class Search:
     def _may_ask(self) -> bool:
         """A trial is in flight until it is told, which (unless `reproducible` is off) is in order."""
         in_time = self._budget.hours is None or self._clock.seconds < self._budget.hours * 3600
-        if not in_time or len(self._flight) >= self._workers:
+        if not in_time or len(self._flight) >= self._in_flight:
             return False
         self._start = self._due()
         return self._start is not None
@@ -169,7 +177,7 @@ class Search:
 
     def _show(self, number: int) -> None:
         """Which trials the sampler sees as finished, when it is asked for this one."""
-        self._store.horizon = max(0, number - self._workers + 1) if self._reproducible else None
+        self._store.horizon = max(0, number - self._in_flight + 1) if self._reproducible else None
 
     def _launch(self, trial: Trial) -> None:
         """Only here is a sampler asked. A point that an earlier trial has is copied from it, not run."""

@@ -126,7 +126,7 @@ def executor(folder: Path, workers: int = 1, **script: Any) -> LocalExecutor:
 def search(folder: Path, trials: int, *, workers: int = 1, space: Space = SPACE, sampler: BaseSampler | None = None,
            hours: float | None = None, steps: int = 2, observer: Any = None, finishing: bool = False,
            script: Mapping[str, Any] | None = None, extra: int = 0, objectives: Sequence[str] = ("validation_loss",),
-           workplace: Executor | None = None, here: int | None = None,
+           workplace: Executor | None = None, here: int | None = None, in_flight: int | None = None,
            **options: Any) -> list[Outcome]:
     run = RunFolder(folder)
     run.path.mkdir(parents=True, exist_ok=True)
@@ -140,7 +140,7 @@ def search(folder: Path, trials: int, *, workers: int = 1, space: Space = SPACE,
 
     with run.locked(meanwhile), workplace or executor(folder / "fake", here, **(script or {})) as workplace:
         outcomes = run_search(space, sampler or Watching(0), Budget(trials, hours), workplace, run, seed=0, steps=steps,
-                              workers=workers, observer=observer, objectives=objectives, **options)
+                              in_flight=in_flight or workers, observer=observer, objectives=objectives, **options)
         if finishing:
             finish(outcomes, REFERENCES, space, workplace, run, seed=0, steps=steps, repeats=2, observer=observer,
                    answers=2, rows={"test": 40}, extra=extra, objectives=objectives)

@@ -15,6 +15,7 @@ from finemesh.search import study as loop
 from finemesh.search.samplers import OPTIMIZERS
 from finemesh.search.space import Space
 from finemesh.search.store import Store
+from finemesh.search.study import trials_in_flight
 from finemesh.trial import read_outcome
 
 TINY = Space({"lora": {"rank": integer(1, 3, 1), "learning_rate": real(1e-3, 1e-3, 1e-3, log=True)}})
@@ -28,13 +29,22 @@ def stored(folder: Path) -> list[optuna.trial.FrozenTrial]:
     return trials
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-def test_trial_n_sees_exactly_the_trials_up_to_n_minus_workers(fake: SimpleNamespace, tmp_path: Path,
-                                                               workers: int) -> None:
+@pytest.mark.parametrize(("workers", "in_flight"), [(1, 1), (3, 3), (2, 4)])
+def test_trial_n_sees_exactly_the_trials_up_to_n_minus_in_flight(fake: SimpleNamespace, tmp_path: Path, workers: int,
+                                                                 in_flight: int) -> None:
     sampler = fake.Watching(0)
-    fake.search(tmp_path, 6, workers=workers, sampler=sampler, script={"seconds": 0.01, "slow": [0, 3]})
-    assert sampler.seen == {n: ["COMPLETE"] * max(0, n - workers + 1) + ["RUNNING"] * min(n, workers - 1)
+    fake.search(tmp_path, 6, workers=workers, in_flight=in_flight, sampler=sampler, script={"seconds": 0.01, "slow": [0, 3]})
+    assert sampler.seen == {n: ["COMPLETE"] * max(0, n - in_flight + 1) + ["RUNNING"] * min(n, in_flight - 1)
                             for n in range(6)}
+
+
+def test_a_slow_trial_leaves_no_worker_idle(fake: SimpleNamespace, tmp_path: Path) -> None:
+    """Trial 0 ends only after trial 3, which its worker's neighbour gets to when it has run 1 and 2."""
+    in_flight = trials_in_flight(2, reproducible=True)
+    watcher = fake.Watcher()
+    fake.search(tmp_path, 6, workers=2, in_flight=in_flight, observer=watcher, script={"until": {"0": 3}})
+    assert [outcome.number for outcome in watcher.outcomes] == [0, 1, 2, 3, 4, 5]
+    assert [trials_in_flight(4, reproducible=False), trials_in_flight(1, reproducible=True)] == [4, 1]
 
 
 def test_outcomes_are_returned_written_and_stored(fake: SimpleNamespace, tmp_path: Path) -> None:

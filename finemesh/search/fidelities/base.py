@@ -1,6 +1,6 @@
 """What a fidelity rule is: it says what trial n is, a new point or the continuation of an earlier one, and how far it goes.
 
-A rule is asked when exactly the trials up to n - workers are told, and sees no more than these and which others have
+A rule is asked when exactly the trials up to n - in_flight are told, and sees no more than these and which others have
 begun: the order in which trials end changes neither points nor promotions. A promotion is a trial of its own that takes up
 the checkpoint of the one that it continues, so that no outcome ever changes. Fidelity is counted in optimizer steps.
 """

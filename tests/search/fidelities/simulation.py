@@ -83,7 +83,7 @@ def search(fake: Any, folder: Path, fidelity: str, optimizer: str | None = None,
         shutil.copy(fake.empty_store(), run.study)
     executor = Simulated(order, workers)
     sampler = OPTIMIZERS[optimizer](0, workers) if optimizer else fake.Watching(0)
-    outcomes = run_search(fake.SPACE, sampler, Budget(points), executor, run, seed=0, steps=FULL, workers=workers,
+    outcomes = run_search(fake.SPACE, sampler, Budget(points), executor, run, seed=0, steps=FULL, in_flight=workers,
                           fidelity=FIDELITIES[fidelity](FULL, None, 3), observer=observer, **options)
     return outcomes, executor.trained
 
