@@ -79,6 +79,16 @@ def test_an_earlier_run_that_is_none_is_named_by_field_or_option(places: Path, t
     assert list(tmp_path.iterdir()) == [file]
 
 
+@pytest.mark.parametrize(("columns", "words"), [
+    ("text: txt", "line 5: data.columns.text: there is no column 'txt' in "),
+    ("txt: text", "line 5: data.columns.txt: there is no such field. Did you mean text?"),
+])
+def test_columns_that_are_not_there_are_said_with_the_line(places: Path, capsys: Captured, columns: str, words: str) -> None:
+    file = places / "columns.yaml"
+    file.write_text(f"model: {places / 'encoder'}\ndata:\n  train: {places / 'labels.jsonl'}\n  columns:\n    {columns}\n")
+    assert f"columns.yaml, {words}" in refused(capsys, "check", file)
+
+
 @pytest.mark.parametrize(("task", "words"), [
     ("train: nowhere.jsonl\n      templates: ['{text} => {label}']", "line 5: data.tasks.a.train: nowhere.jsonl: there is no"),
     ("train: labels.jsonl\n      templates: ['{text} => {label}', '{txt} => {label}']",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from finemesh.errors import InputError, nearest
+from finemesh.errors import FieldError, InputError, nearest
 from finemesh.tuning.data.cells import Cells, as_number, shown
 from finemesh.tuning.data.examples import Dialogue, Example, Labelled, Turn, dialogue
 from finemesh.tuning.data.files import no_header
@@ -180,15 +180,15 @@ def _wanted(columns: Mapping[str, str | int], present: Sequence[str], row: Row, 
     known = {field for format in FORMATS.values() for field in format.fields}
     for field in columns:
         if field not in known:
-            raise InputError(f"data.columns: unknown field {field!r}.{nearest(field, known)}")
+            raise FieldError(f"there is no such field.{nearest(field, known)}", "data", "columns", field)
     wanted = {field: str(column) for field, column in columns.items()}
     if not answered:
         asked = {field for format in FORMATS.values() for field in format.answers}
         wanted = {field: column for field, column in wanted.items() if column in present or field not in asked}
     for field, column in wanted.items():
         if column not in present:
-            raise InputError(f"data.columns: there is no column {column!r} (for {field}).{nearest(column, present)}",
-                             file=row.file)
+            raise FieldError(f"there is no column {column!r} in {row.file}.{nearest(column, present)}", "data", "columns",
+                             field)
     return wanted
 
 

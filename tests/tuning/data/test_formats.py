@@ -205,8 +205,10 @@ def test_a_row_that_asks_nothing() -> None:
     ([{"text": "x", "label": "y"}], {"task": "instruct"},
      ["text/label", "classify or regress", "not instruct", "prompt: ..."]),
     ([{"prompt": "x", "completion": "y"}], {"task": "classify"}, ["prompt/completion", "not classify", "text: ..."]),
-    ([{"text": "x", "label": "y"}], {"columns": {"txt": "text"}}, ["unknown field 'txt'", "Did you mean text?"]),
-    ([{"text": "x", "label": "y"}], {"columns": {"text": "sentense"}}, ["no column 'sentense'", "Known: label, text"]),
+    ([{"text": "x", "label": "y"}], {"columns": {"txt": "text"}},
+     ["data.columns.txt: there is no such field", "Did you mean text?"]),
+    ([{"text": "x", "label": "y"}], {"columns": {"text": "sentense"}},
+     ["data.columns.text: there is no column 'sentense' in d.jsonl", "Known: label, text"]),
 ])
 def test_what_is_wrong_is_said(rows: list[dict[str, Any]], options: dict[str, Any], words: list[str]) -> None:
     message = said(*rows, **options)
