@@ -1,6 +1,6 @@
 """The optimizers' comparison once more with real trials: SmolLM2-135M-Instruct on the demo's task (landscapes.py's chatterbot).
 
-TPE as Optuna has it, every trial of full length, against NOMAD with halving, each searching with its own seed from nothing.
+TPE as Optuna has it, every trial of full length, against NOMAD with halving for half as many tokens, each from nothing.
 What a search thinks best at any time is then trained anew on fresh seeds, and judged by their mean validation loss. Trials
 and judgements are kept in `--out`: started again, the command goes on.
 `live_tokens_vs_tpe30`: tokens until the loss is that of TPE's last choice, over the tokens of all TPE trials.
@@ -18,6 +18,7 @@ from statistics import fmean
 from typing import Any
 
 import optuna
+from filelock import FileLock
 from landscapes import LANDSCAPES, Survey
 from methods_results import Run
 from optimizers import REDUCTION, Trace, at, traced, until
@@ -35,6 +36,7 @@ from finemesh.search.study import run_search
 from finemesh.trial import Outcome
 
 LANDSCAPE = next(one for one in LANDSCAPES if one.dataset.name == "chatterbot")
+SHARE = 0.5  # of TPE's tokens that NOMAD may spend
 POINTS_A_TRIAL = 9 / (7 / 3)  # of a bracket 9-3-1: its points over its steps, in full-length trials
 SHOWN = (3, 6, 10, 15, 20, 30)
 FRESH = (101, 102)  # seeds of the judgement
@@ -79,7 +81,7 @@ def searched(survey: Survey, executor: LocalExecutor, optimizer: str, fidelity: 
 
 
 def measure(survey: Survey, trials: int, seed: int) -> dict[str, Any]:
-    points = {("tpe", "full"): trials, ("nomad", "halving"): round(trials * POINTS_A_TRIAL)}
+    points = {("tpe", "full"): trials, ("nomad", "halving"): round(SHARE * trials * POINTS_A_TRIAL)}
     with survey.worker() as executor:
         searches = {f"{optimizer}_{fidelity}": searched(survey, executor, optimizer, fidelity, most, seed)
                     for (optimizer, fidelity), most in points.items()}
@@ -87,8 +89,8 @@ def measure(survey: Survey, trials: int, seed: int) -> dict[str, Any]:
         traces: dict[str, Trace] = {name: traced(judge, outcomes) for name, outcomes in searches.items()}
     goal = at(traces["tpe_full"], trials)
     lengths = [spent for spent in SHOWN if spent < trials] + [trials]
-    found = {name: {"loss": [[spent, at(trace, spent)] for spent in lengths], "tokens_vs_tpe30": until(trace, goal) / trials}
-             for name, trace in traces.items()}
+    found = {name: {"loss": [[spent, at(trace, spent)] for spent in lengths if spent <= trace[-1][0] + 1],
+                    "spent": trace[-1][0], "tokens_vs_tpe30": until(trace, goal) / trials} for name, trace in traces.items()}
     return {"ratios": {f"live_tokens_vs_tpe30_{name}": round(entry["tokens_vs_tpe30"], 4) for name, entry in found.items()
                        if math.isfinite(entry["tokens_vs_tpe30"])},
             "searches": found, "trials": trials, "seed": seed, "machine": machine(),
@@ -96,18 +98,19 @@ def measure(survey: Survey, trials: int, seed: int) -> dict[str, Any]:
 
 
 def table(result: Mapping[str, Any]) -> Table:
-    lengths = [spent for spent, _ in next(iter(result["searches"].values()))["loss"]]
+    lengths = [spent for spent, _ in result["searches"]["tpe_full"]["loss"]]
     shown = Table("search", *(f"after {spent}" for spent in lengths), "tokens until TPE's last, of its tokens",
                   title="validation loss, on fresh seeds, of what is thought best after as many full-length trials' tokens")
     for name, entry in result["searches"].items():
-        shown.add_row(name, *(f"{loss:.4f}" for _, loss in entry["loss"]), f"{entry['tokens_vs_tpe30']:.2f}")
+        losses = [f"{loss:.4f}" for _, loss in entry["loss"]]
+        shown.add_row(name, *losses, *["–"] * (len(lengths) - len(losses)), f"{entry['tokens_vs_tpe30']:.2f}")
     return shown
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two methods, two trials' steps: some minutes")
-    parser.add_argument("--trials", type=int, default=30, help="full-length trials that each search may spend")
+    parser.add_argument("--trials", type=int, default=30, help="of TPE, all of full length")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, help="of the worker (default: all cores)")
     parser.add_argument("--out", type=Path, default=Path("runs/live"), help="where trials are kept, to go on with")
@@ -116,8 +119,9 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     landscape = replace(LANDSCAPE, methods=("lora", "head")) if arguments.quick else LANDSCAPE
     arguments.out.mkdir(parents=True, exist_ok=True)
-    survey = Survey(landscape, arguments.out, arguments.out, arguments.threads)
-    result = measure(survey, 2 if arguments.quick else arguments.trials, arguments.seed)
+    with FileLock(arguments.out / ".lock", timeout=1):
+        survey = Survey(landscape, arguments.out, arguments.out, arguments.threads)
+        result = measure(survey, 2 if arguments.quick else arguments.trials, arguments.seed)
     show(result, arguments.json, table(result))
 
 
