@@ -146,6 +146,7 @@ def traced(landscape: Landscape, outcomes: Sequence[Outcome]) -> Trace:
 
 
 PLAIN = ("random", "tpe", "gp", "cmaes")
+DRAWN = ("tpe", "nomad", "nomad_halving")  # with their intervals
 CONTENDERS: dict[str, Contender] = {
     "random": partial(plain, lambda seed: RandomSampler(seed=seed)),
     "tpe": partial(plain, lambda seed: TPESampler(seed=seed)),
@@ -250,13 +251,16 @@ def draw(result: Mapping[str, Any], file: Path) -> None:
     found = result["landscapes"]
     figure = Figure(figsize=(5 * len(found) + 2, 4), layout="constrained")
     for axes, (name, entry) in zip(np.atleast_1d(figure.subplots(1, len(found))), found.items(), strict=True):
-        for number, (contender, row) in enumerate(entry.items()):
+        for contender, row in entry.items():
             spent, regret, low, high = np.array(row["regret"]).T
             style = "--" if contender in PLAIN else "-"
-            axes.plot(spent, np.maximum(regret, SMALLEST), style, color=f"C{number % 10}", label=contender)
-            axes.fill_between(spent, np.maximum(low, SMALLEST), np.maximum(high, SMALLEST), color=f"C{number % 10}", alpha=0.1)
+            drawn, color = contender in DRAWN, f"C{list(CONTENDERS).index(contender) % 10}"
+            axes.plot(spent, np.maximum(regret, SMALLEST), style, color=color, linewidth=2.5 if drawn else 1, label=contender)
+            if drawn:
+                axes.fill_between(spent, np.maximum(low, SMALLEST), np.maximum(high, SMALLEST), color=color, alpha=0.15)
         axes.set(title=name, xscale="log", yscale="log", xlabel="tokens, in trials of full length", ylabel="regret, nats")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside right", fontsize="small")
+    lines = {line.get_label(): line for axes in figure.axes for line in axes.get_lines()}
+    figure.legend(lines.values(), lines.keys(), loc="outside right", fontsize="small")
     figure.savefig(file)
 
 
