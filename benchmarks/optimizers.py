@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import optuna
@@ -46,10 +46,19 @@ Trace = list[tuple[float, float]]  # (full-length trials spent, loss of the tria
 Contender = Callable[[Landscape, int], Trace]
 
 
+class Blackbox(Protocol):
+    """What a search is judged on: a landscape, or real trials. `steps`: of a whole trial."""
+
+    @property
+    def steps(self) -> int: ...
+    def end(self, method: str, point: Mapping[str, Any]) -> float:
+        """The loss without a seed's noise."""
+
+
 class Best:
     """The trace of a search."""
 
-    def __init__(self, landscape: Landscape) -> None:
+    def __init__(self, landscape: Blackbox) -> None:
         self._landscape, self._measured, self._loss = landscape, math.inf, math.inf
         self._spent = 0.0
         self.trace: Trace = []
@@ -133,7 +142,7 @@ def finemesh(optimizer: str, fidelity: str, landscape: Landscape, seed: int, *, 
 POINTS = {"full": FULL, "halving": 100, "hyperband": 80, "curve": 80}  # new points of a search, more than it can spend
 
 
-def traced(landscape: Landscape, outcomes: Sequence[Outcome]) -> Trace:
+def traced(landscape: Blackbox, outcomes: Sequence[Outcome]) -> Trace:
     best = Best(landscape)
     reached: dict[int, int] = {}
     for outcome in outcomes:

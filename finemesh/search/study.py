@@ -75,7 +75,7 @@ def run_search(
 
 
 def trials_in_flight(workers: int, *, reproducible: bool) -> int:
-    """Told as they end, or by one worker, trials leave nobody waiting."""
+    """Of a search with so many workers. Told as they end, or with one worker, trials leave nobody waiting."""
     return AHEAD * workers if reproducible and workers > 1 else workers
 
 
