@@ -1,4 +1,4 @@
-"""Every tuning method on five tasks, each with its learning rate searched by the same number of runs, then three fresh seeds.
+"""Every tuning method on five tasks, its learning rate searched by as many runs as the others', then three fresh seeds.
 
 SST-2, CoLA and RTE (32 rows to learn from) with MiniLM-L6; Alpaca and E2E with SmolLM2-135M-Instruct. A run is known by task,
 method, settings, seed and steps, and is written as one line of benchmarks/results/TASK.jsonl when it has ended: started again
@@ -38,16 +38,17 @@ SEARCHED = {name: "learning_rate" if "learning_rate" in method.space else next(i
 DATASETS = (
     Dataset("sst2", MINILM, "sst2_train.tsv", test="sst2_dev.tsv", max_length=64),
     Dataset("cola", MINILM, "cola_in_domain_train.tsv", test="cola_in_domain_dev.tsv", max_length=64),
-    Dataset("alpaca", SMOLLM, "alpaca_en_demo.jsonl", rows=(800, 48, 96), steps=20, batch_size=8),
-    Dataset("e2e", SMOLLM, "e2e_valid.jsonl", rows=(800, 64, 128), steps=20, batch_size=8),
+    Dataset("alpaca", SMOLLM, "alpaca_en_demo.jsonl", rows=(800, 48, 96), steps=20, batch_size=8, validations=1),
+    Dataset("e2e", SMOLLM, "e2e_valid.jsonl", rows=(800, 64, 128), steps=20, batch_size=8, validations=1),
     Dataset("rte", MINILM, "rte_train.jsonl", "rte_dev32.jsonl", "rte_val.jsonl", steps=40, batch_size=8),
 )
+FEWER = {"alpaca": 3, "e2e": 3}  # trials of each method, where a run takes minutes
 
 
 @dataclass(frozen=True)
 class Size:
-    """`trials` of each method on each task, its reference settings among them; then `seeds` of the best of these, the search
-    itself being on seed 0. `stages`: runs of every method on every task before any gets more."""
+    """`trials` of each method on each task (FEWER of some), its reference settings among them; then `seeds` of the best of
+    these, the search itself being on seed 0. `stages`: runs of every method on every task before any gets more."""
 
     datasets: tuple[Dataset, ...]
     trials: int
@@ -65,7 +66,7 @@ class Bench(Recording):
 
     def __init__(self, dataset: Dataset, out: Path, results: Path, size: Size, threads: int | None) -> None:
         super().__init__(dataset, out, results, threads)
-        self.trials, self.seeds = size.trials, size.seeds
+        self.trials, self.seeds = min(size.trials, FEWER.get(dataset.name, size.trials)), size.seeds
 
     def next_run(self, method: str, most: int) -> Run | None:
         """What comes after the runs that are known: reference, then the searched setting, then seeds; at most `most`."""
