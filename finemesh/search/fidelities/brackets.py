@@ -15,6 +15,8 @@ from finemesh.search.fidelities.history import History, measured
 from finemesh.search.finish import LEADERS
 from finemesh.trial import Hurdle
 
+LAST = 2  # trials of a bracket that go to the end: between the best two a seed's noise would decide
+
 
 @dataclass(frozen=True)
 class Rung:
