@@ -23,7 +23,7 @@ class SearchConfig(Section):
     steps: int = Field(default=200, ge=1)  # optimizer steps of a full trial
     fidelity: str = "full"  # full | halving | hyperband | curve: which trials go their full length
     min_steps: int | None = Field(default=None, ge=1)  # the fewest that a trial is judged by
-    reduction: int = Field(default=3, ge=2)  # of so many trials, one is promoted
+    reduction: int = Field(default=3, ge=2)  # of so many trials one is promoted, but two to the end
     batch_size: int = Field(default=8, ge=1)  # rows an optimizer step
     accumulation: int = Field(default=1, ge=1)  # parts in which such a batch is computed, to need less memory
     earlier: list[str] = Field(default=[], alias="from")  # folders of runs whose best points are tried first
