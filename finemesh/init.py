@@ -41,7 +41,7 @@ search:
   trials: 30        # started again with more, a search goes on from where it ended
   # hours: 2        # whichever ends first
   steps: 200        # optimizer steps of a trial
-  # fidelity: halving  # only promising trials go all their steps: a third of the time for as many trials
+  fidelity: halving  # only promising trials go all their steps, which takes a third of the time; full: all of them do
   batch_size: 8
   # constraints: {{peak_memory_mb: 8000, trainable_parameters: 2e6, adapter_mb: 20, seconds: 600}}
   repeats: 3        # fresh seeds for each of the three best trials, before one is called the winner
