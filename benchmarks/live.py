@@ -39,7 +39,7 @@ LANDSCAPE = next(one for one in LANDSCAPES if one.dataset.name == "chatterbot")
 SHARE = 0.5  # of TPE's tokens that NOMAD may spend
 POINTS_A_TRIAL = 9 / 3  # of a bracket 9-3-2: its points over its steps, in full-length trials
 SHOWN = (3, 6, 10, 15, 20, 30)
-FRESH = (101, 102)  # seeds of the judgement
+FRESH = tuple(range(101, 107))  # seeds of the judgement
 
 
 @dataclass

@@ -7,6 +7,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
     GemmaConfig,
     GemmaForCausalLM,
     GPT2Config,
@@ -19,6 +21,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    RobertaConfig,
+    RobertaForSequenceClassification,
 )
 
 from finemesh.tuning.data.batches import encode
@@ -66,11 +70,17 @@ def classifier(kind: str = "bert", labels: int = 2) -> PreTrainedModel:
     if kind == "gpt2":
         model: PreTrainedModel = GPT2ForSequenceClassification(GPT2Config(
             vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=128, num_labels=labels, pad_token_id=0))
+    elif kind == "distilbert":
+        model = DistilBertForSequenceClassification(DistilBertConfig(
+            vocab_size=VOCABULARY, dim=32, hidden_dim=48, n_layers=2, n_heads=4, max_position_embeddings=128,
+            num_labels=labels, pad_token_id=0))
     elif kind == "llama":
         model = LlamaForSequenceClassification(LlamaConfig(**_SIZES, num_labels=labels, pad_token_id=0))
     else:
+        config, build = {"bert": (BertConfig, BertForSequenceClassification),
+                         "roberta": (RobertaConfig, RobertaForSequenceClassification)}[kind]
         sizes = {k: v for k, v in _SIZES.items() if k != "num_key_value_heads"}
-        model = BertForSequenceClassification(BertConfig(**sizes, num_labels=labels, pad_token_id=0))
+        model = build(config(**sizes, num_labels=labels, pad_token_id=0))
     if labels == 1:
         model.config.problem_type = "regression"
     return _frozen(model)

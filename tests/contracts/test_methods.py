@@ -19,7 +19,7 @@ from finemesh.tuning.training import Plan, fine_tune
 from tests import tiny
 
 CASES = [(kind, "instruct") for kind in ("llama", "qwen2", "gemma", "gpt2")] + [
-    ("bert", "classify"), ("llama", "classify"), ("gpt2", "classify"), ("bert", "regress")]
+    (kind, "classify") for kind in ("bert", "roberta", "distilbert", "llama", "gpt2")] + [("bert", "regress")]
 RATES = {  # for the toy; a search finds them for real tasks
     "full": 5e-3, "head": 5e-2, "prompt": 2e-2, "prefix": 1e-2, "p_tuning": 1e-2, "p_tuning_v2": 5e-2, "sift": 1e-2,
     "instruction_prompt": 2e-2,
@@ -184,7 +184,8 @@ def test_table_entry_is_whole(method):
 @pytest.mark.parametrize("name", METHODS)
 def test_the_trained_parameters_are_counted_without_the_weights(name: str) -> None:
     method = METHODS[name]
-    for kind, task in (("llama", "instruct"), ("gpt2", "instruct"), ("bert", "classify"), ("llama", "classify")):
+    for kind, task in [(kind, "instruct") for kind in ("llama", "gpt2")] + [
+            (kind, "classify") for kind in ("bert", "roberta", "distilbert", "llama")]:
         model, context = tiny.case(kind, task)
         if method.unfit(model, task):
             continue

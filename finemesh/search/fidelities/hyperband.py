@@ -11,5 +11,6 @@ def hyperband(steps: int, min_steps: int | None, reduction: int) -> Brackets:
     shapes = []
     for s in range(len(lengths) - 1, -1, -1):
         points = math.ceil(len(lengths) / (s + 1) * reduction ** s)
-        shapes.append(tuple(Rung(max(LAST, points // reduction ** place), length) for place, length in enumerate(lengths[-s - 1:])))
+        shapes.append(tuple(Rung(max(LAST, points // reduction ** place), length)
+                            for place, length in enumerate(lengths[-s - 1:])))
     return Brackets(shapes, reduction)

@@ -191,6 +191,13 @@ class PromptMethod(PeftMethod):
         return as_it_was(model, frozen_heads(model))
 
 
+def sizes(model: PreTrainedModel) -> dict[str, Any]:
+    """What a configuration of PEFT's prompt learning must know, whatever the model's own configuration calls it."""
+    config = model.config
+    return {"token_dim": config.hidden_size, "num_layers": config.num_hidden_layers,
+            "num_attention_heads": config.num_attention_heads}
+
+
 def frozen_heads(model: nn.Module) -> dict[str, nn.Module]:
     """By name, what PEFT trains a copy of in place of: the head of a classifier or regressor."""
     return {name: module.original_module for name, module in model.named_modules()

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from finemesh.hyperparameter import choice, integer, real
 from finemesh.tuning.data.batches import Encoded
 from finemesh.tuning.data.examples import Example
-from finemesh.tuning.methods.base import PEFT_TASKS, Context, Point, PromptMethod, as_it_was, frozen_heads
+from finemesh.tuning.methods.base import PEFT_TASKS, Context, Point, PromptMethod, as_it_was, frozen_heads, sizes
 from finemesh.tuning.methods.placement import install, placed, pseudo_tokens, uninstall
 
 ENCODERS = {"lstm": "LSTM", "mlp": "MLP"}  # ours to PEFT's
@@ -42,7 +42,7 @@ class PTuning(PromptMethod):
 
     def configuration(self, model: PreTrainedModel, point: Point, context: Context) -> PeftConfig:
         return PromptEncoderConfig(
-            task_type=PEFT_TASKS[context.task], num_virtual_tokens=int(point["length"]),
+            task_type=PEFT_TASKS[context.task], num_virtual_tokens=int(point["length"]), **sizes(model),
             encoder_reparameterization_type=ENCODERS[point["encoder"]], encoder_hidden_size=int(point["hidden_size"]),
         )
 

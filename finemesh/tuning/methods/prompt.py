@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from finemesh.hyperparameter import choice, integer, real
-from finemesh.tuning.methods.base import PEFT_TASKS, Context, Point, PromptMethod, trained
+from finemesh.tuning.methods.base import PEFT_TASKS, Context, Point, PromptMethod, sizes, trained
 
 
 class Prompt(PromptMethod):
@@ -26,7 +26,7 @@ class Prompt(PromptMethod):
 
     def configuration(self, model: PreTrainedModel, point: Point, context: Context) -> PeftConfig:
         return PromptTuningConfig(
-            task_type=PEFT_TASKS[context.task], num_virtual_tokens=int(point["length"]),
+            task_type=PEFT_TASKS[context.task], num_virtual_tokens=int(point["length"]), **sizes(model),
             prompt_tuning_init=PromptTuningInit.RANDOM,
         )
 

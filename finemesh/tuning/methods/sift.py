@@ -8,13 +8,12 @@ other budget is kept in sift.safetensors.
 
 import copy
 import json
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, ShiraConfig
+from peft import ShiraConfig
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
@@ -165,21 +164,15 @@ class Sift(Method):
 
     def load(self, model: PreTrainedModel, folder: Path) -> nn.Module:
         """The increments are merged into the model's weights: no forward pass pays for them."""
-        if (folder / "adapter_config.json").exists():
-            with warnings.catch_warnings():  # PEFT's sparse tensors are unchecked
-                warnings.filterwarnings("ignore", "Sparse", UserWarning)
-                merged: nn.Module = PeftModel.from_pretrained(model, str(folder)).merge_and_unload().eval()
-            return merged
-        tensors = load_file(folder / "sift.safetensors")
-        head = json.loads((folder / "sift.json").read_text(encoding="utf-8"))["head"]
+        entries, deltas, head = _read_shira(folder) if (folder / "adapter_config.json").exists() else _read_own(folder)
         with torch.no_grad():
-            for key in (key for key in tensors if key.endswith(".entries")):
-                name = key.removesuffix(".entries")
+            for name, places in entries.items():
                 weight = model.get_parameter(f"{name}.weight")
-                weight.view(-1).index_add_(0, tensors[key].long(), tensors[f"{name}.delta"].to(weight.dtype))
-            for key in head:
-                model.get_parameter(key).copy_(tensors[key])
-        return model
+                flat = places.long() if places.ndim == 1 else places[0].long() * weight.shape[1] + places[1].long()
+                weight.view(-1).index_add_(0, flat, deltas[name].to(weight.dtype))
+            for key, tensor in head.items():
+                model.get_parameter(key).copy_(tensor)
+        return model.eval()
 
 
 def _entries(point: Point, layer: nn.Module) -> int:
@@ -245,3 +238,25 @@ def _save_shira(layers: Mapping[str, SparseLinear], head: Mapping[str, torch.Ten
                                 base_model_name_or_path=base_name, modules_to_save=[head_name(model)] if head else None)
     configuration.save_pretrained(str(folder))
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+Tensors = dict[str, torch.Tensor]
+
+
+def _read_own(folder: Path) -> tuple[Tensors, Tensors, Tensors]:
+    """By layer the places of its entries, row by row, and their increments; the trained head by parameter."""
+    tensors = load_file(folder / "sift.safetensors")
+    head = json.loads((folder / "sift.json").read_text(encoding="utf-8"))["head"]
+    return _ending(tensors, ".entries"), _ending(tensors, ".delta"), {name: tensors[name] for name in head}
+
+
+def _read_shira(folder: Path) -> tuple[Tensors, Tensors, Tensors]:
+    """The same of a stock adapter, whose places are (2, entries): row, column. PEFT's merging stops at heads of two layers."""
+    tensors = {name.removeprefix("base_model.model."): tensor
+               for name, tensor in load_file(folder / "adapter_model.safetensors").items()}
+    entries, deltas = _ending(tensors, ".shira_indices"), _ending(tensors, ".shira_weight")
+    return entries, deltas, {name: tensor for name, tensor in tensors.items() if ".shira_" not in name}
+
+
+def _ending(tensors: Tensors, end: str) -> Tensors:
+    return {name.removesuffix(end): tensor for name, tensor in tensors.items() if name.endswith(end)}
