@@ -61,8 +61,8 @@ def main() -> None:
     options = parser.parse_args()
     ratios = {}
     for name, case in CASES.items():
-        if name == "sst2" and not DATA.is_dir():
-            print(f"sst2 is skipped: there is no folder {DATA} (FINEMESH_DATA)", file=sys.stderr)
+        if name == "sst2" and not (DATA / "sst2_train.tsv").exists():
+            print(f"sst2 is skipped: there is no sst2_train.tsv in {DATA} (FINEMESH_DATA)", file=sys.stderr)
             continue
         print(name, flush=True, file=sys.stderr)
         with tempfile.TemporaryDirectory() as folder:

@@ -23,6 +23,8 @@ from filelock import FileLock
 from methods_results import Results, Run, document, markdown
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from recording import MINILM, SMOLLM, Dataset, Recording, results_file
+from result import finite
+from sides import DATA
 
 from finemesh.preparation import whole_space
 from finemesh.search.executors import LocalExecutor
@@ -155,11 +157,15 @@ def main() -> None:
         size = only(size, arguments.tasks.split(","))
     folder.mkdir(parents=True, exist_ok=True)
     if not arguments.table:
-        go_on(size, out, folder, arguments.threads)
+        there = tuple(dataset for dataset in size.datasets if (DATA / dataset.train).exists())
+        for dataset in size.datasets:
+            if dataset not in there:
+                print(f"{dataset.name} is skipped: there is no {dataset.train} in {DATA} (FINEMESH_DATA)", file=sys.stderr)
+        go_on(replace(size, datasets=there), out, folder, arguments.threads)
     references = {name: whole_space().point(name, {}, method.reference) for name, method in METHODS.items()}
     results = {dataset.name: Results(results_file(folder, dataset)) for dataset in size.datasets}
     found = document(results, size.datasets, SEARCHED, references)
-    print(json.dumps(found, indent=1) if arguments.json else markdown(found))
+    print(json.dumps(finite(found), indent=1, allow_nan=False) if arguments.json else markdown(found))
 
 
 def only(size: Size, names: list[str]) -> Size:

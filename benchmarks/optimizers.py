@@ -6,7 +6,7 @@ protocol, fidelities, paired tests), the reference settings first. A search is j
 the trial that it thinks best.
 `tokens_vs_tpe30`: tokens until the loss is that of 30 full-length TPE trials (its median), over the tokens of those 30.
 
-    python benchmarks/optimizers.py [--quick] [--seeds 30] [--landscapes sst2,...] [--json] [--figure FILE.svg]
+    python benchmarks/optimizers.py [--quick] [--seeds 30] [--landscapes topics,...] [--json] [--figure FILE.svg]
 """
 
 import argparse
@@ -297,9 +297,12 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     names = [name for name in CONTENDERS if name in ("tpe", *(arguments.only or CONTENDERS))]
     if arguments.quick:
-        names.remove("gp")
-    landscapes = [one for one in landscapes_in(arguments.folder)
-                  if arguments.landscapes is None or one.name in arguments.landscapes.split(",")]
+        names = [name for name in names if name != "gp"]
+    there = {one.name: one for one in landscapes_in(arguments.folder)}
+    wanted = arguments.landscapes.split(",") if arguments.landscapes else list(there)
+    if unknown := [name for name in wanted if name not in there]:
+        sys.exit(f"There is no landscape {unknown[0]} here; there are {', '.join(there)}.")
+    landscapes = [there[name] for name in wanted]
     arguments.out.mkdir(parents=True, exist_ok=True)
     result = measure(landscapes, names, 3 if arguments.quick else arguments.seeds, arguments.out)
     if arguments.figure:

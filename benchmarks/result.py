@@ -1,6 +1,7 @@
 """What every benchmark ends with: a document with the machine and the versions that it was measured with, or its tables."""
 
 import json
+import math
 import os
 import platform
 from importlib.metadata import version
@@ -13,10 +14,19 @@ from rich.table import Table
 
 def show(result: dict[str, Any], as_json: bool, *tables: Table) -> None:
     if as_json:
-        print(json.dumps(result, indent=1))
+        print(json.dumps(finite(result), indent=1, allow_nan=False))
     else:
         for table in tables:
             Console().print(table)
+
+
+def finite(value: Any) -> Any:
+    """JSON knows no infinity: what was never reached is null."""
+    if isinstance(value, dict):
+        return {name: finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def machine() -> dict[str, Any]:

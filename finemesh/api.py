@@ -37,7 +37,7 @@ from finemesh.search import database
 from finemesh.search.board import Board
 from finemesh.search.budget import Budget
 from finemesh.search.executors import EXECUTORS, Executor
-from finemesh.search.fidelities import FIDELITIES
+from finemesh.search.fidelities import FIDELITIES, Fidelity
 from finemesh.search.finish import finish
 from finemesh.search.jobs import LOOK_EVERY, Jobs, run_posted
 from finemesh.search.observer import Nobody, Observer
@@ -79,8 +79,7 @@ def search(config: Config, *, observer: Observer | None = None, here: int | None
                 in_flight=in_flight, constraints=settings.bounds, count=study.count, reproducible=settings.reproducible,
                 objectives=settings.objectives,
                 observer=watcher, first=list(study.references.items()), earlier=earlier,
-                fidelity=FIDELITIES[settings.fidelity](settings.steps, settings.min_steps, settings.reduction),
-                storage=storage)
+                fidelity=rule_of(settings), storage=storage)
             if run.finish() is None:
                 run.forget_lightened()
             finish(outcomes, study.references, study.space, executor, run, seed=settings.seed, steps=settings.steps,
@@ -139,6 +138,8 @@ def check(config: Config, message: Callable[[str], None] = lambda text: None) ->
     """Data, split, memory and time: each method's reference is run for a few steps, nothing is kept. `message` is told what
     is being measured: with many methods it takes minutes."""
     quieten()
+    if config.storage != "sqlite":
+        database.check(config.storage)
     source = model_of(config)
     splits = read_data(config, source)
     searched_space(config, splits, source)
@@ -167,12 +168,13 @@ def check(config: Config, message: Callable[[str], None] = lambda text: None) ->
     mean = sum(m["trial_seconds"] for m in methods.values()) / max(1, len(methods))
     repeats = config.search.repeats * (3 + len(study.references)) + 2 * config.search.extra_repeats
     summary = study.splits.summary()
+    trials = rule_of(config.search).share * config.search.trials + repeats  # of full length
     return {"task": splits.task, "format": splits.format, "rows": summary["rows"],
             **{name: summary[name] for name in ("tasks",) if name in summary}, "duplicates": splits.duplicates,
             "dropped": splits.dropped, "data_hash": summary["data_hash"], "model": source.public_name,
             "precision": study.task.precision.name, "epochs_a_trial": round(steps * batch / len(splits.train), 2),
             "base_memory_mb": next((o.base_memory_mb for o in outcomes.values() if o.base_memory_mb), None),
-            "methods": methods, "search_seconds": round(mean * (config.search.trials + repeats) / config.workers),
+            "methods": methods, "search_seconds": round(mean * trials / config.workers),
             "warnings": warnings}
 
 
@@ -217,6 +219,10 @@ def _trial_run(run: RunFolder, study: Study, method: str, executor: Executor) ->
     each = (curve[-2]["seconds"] - curve[1]["seconds"]) / (len(curve) - 3) if len(curve) > 3 else 0.0
     beside = max(0.0, outcome.seconds - CHECK_STEPS * each)
     return replace(outcome, metrics={"seconds_a_step": each, "seconds_beside": beside})
+
+
+def rule_of(search: SearchConfig) -> Fidelity:
+    return FIDELITIES[search.fidelity](search.steps, search.min_steps, search.reduction)
 
 
 @contextmanager

@@ -24,9 +24,13 @@ def headline(record: Record) -> str:
 def finding(record: Record) -> str:
     """What was found, in one to three sentences."""
     rows = record.rows()
-    winner = next((row for row in rows if row.kind == "winner" and row.loss is not None), None)
+    winner = next((row for row in rows if row.kind == "winner"), None)
     if winner is None:
         return without_winner(record)
+    if winner.loss is None:
+        why = winner.result.get("error") or "no reason is known"
+        return f"{winner.method} with {winner.settings} is the best by the validation rows, but could not be measured on the " \
+               f"test rows: {why}."
     untuned = next((row for row in rows if row.kind == "untuned" and row.loss is not None), None)
     best_reference = min((row for row in rows if row.kind == "reference" and row.loss is not None),
                          key=lambda row: row.loss or 0.0, default=None)

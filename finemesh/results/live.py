@@ -136,7 +136,7 @@ class Plain:
     """One line a run that ends, one a phase."""
 
     def __init__(self, console: Console, progress: Progress) -> None:
-        self.console, self.state = console, progress
+        self.console, self.state, self.skipped = console, progress, False
 
     def started(self, job: Job) -> None:
         self.state.start(job)
@@ -148,6 +148,11 @@ class Plain:
         run = self.state.running.get((outcome.number, outcome.seed))
         name = label(run.job) if run else f"trial {outcome.number}"
         best = self.state.end(outcome)
+        if not outcome.started:
+            if not self.skipped:
+                self.message(f"{summary_of(outcome, best)}. It is not started, nor is what follows like it.")
+            self.skipped = True
+            return
         self.message(f"[{self.state.done}/{self.state.total}] {name}  {summary_of(outcome, best)}")
 
     def message(self, text: str) -> None:

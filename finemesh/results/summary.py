@@ -62,7 +62,7 @@ def losses(record: Record, width: int) -> Table:
     table.add_column("model")
     table.add_column("test loss", justify="right", no_wrap=True)
     if not narrow:
-        table.add_column("95 % interval", no_wrap=True)
+        table.add_column("95 % interval", no_wrap=all("error" not in row.result for row in rows), max_width=24)
     for name in shown:
         table.add_column(words.name(name), justify="right", no_wrap=True)
     for row in rows:

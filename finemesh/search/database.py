@@ -68,7 +68,8 @@ def reason(error: BaseException, storage: str) -> str:
     lines = [line.strip() for line in str(getattr(cause, "orig", None) or cause).splitlines() if line.strip()]
     said = next((line for line in lines if "failed" in line or "FATAL" in line), lines[0] if lines else type(cause).__name__)
     password = address(storage).password
-    return (said.replace(str(password), "***") if password else said).rstrip(".")
+    whole = re.compile(rf"(?<!\w){re.escape(str(password))}(?!\w)")  # a short one is a part of many words
+    return (whole.sub("***", said) if password else said).rstrip(".")
 
 
 def wait_for(storage: str, error: Exception, folder: Path, pause: Callable[[float], None], say: Callable[[str], None]) -> None:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from finemesh.errors import InputError
 from finemesh.objectives import LOSS, front
 from finemesh.run import RunFolder, full_disk
 from finemesh.search.board import Board
@@ -29,7 +30,7 @@ LEADERS = 3
 WINNER = "winner"
 
 
-class NoWinner(RuntimeError):
+class NoWinner(InputError):
     """No trial can be recommended; the message says what stood in the way."""
 
 
@@ -199,7 +200,8 @@ def _why_none(outcomes: Sequence[Outcome]) -> str:
         return "no trial has run: there was no time for one. Give the search more hours."
     infeasible = [outcome for outcome in outcomes if outcome.state == "infeasible"]
     if len(infeasible) == len(outcomes):
-        return f"none of the {len(outcomes)} trials met the constraints; most often: {_commonest_error(infeasible)}"
+        return (f"none of the {len(outcomes)} trials met the constraints; most often: {_commonest_error(infeasible)}. "
+                "Loosen search.constraints, or allow more settings, and choose another --out.")
     return f"none of the {len(outcomes)} trials succeeded; most often: {_commonest_error(outcomes)}"
 
 

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
-from contextlib import redirect_stderr
+from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 import transformers
 from filelock import FileLock
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -67,7 +68,7 @@ def find_model(name: str) -> ModelSource:
     if path.is_dir():
         if not (path / "config.json").exists():
             raise FieldError(f"the folder {name} holds no config.json, so it is not a transformers model.", "model")
-        config = AutoConfig.from_pretrained(path)
+        config = _readable(name, path)
         return ModelSource(name, str(path.resolve()), config.name_or_path if _is_hub_name(config.name_or_path) else path.name)
     if path.is_absolute() or name.startswith(".") or name.count("/") > 1:
         raise FieldError(f"there is no folder {name}. Give a folder, a .gguf file, a hub name or package:NAME.", "model")
@@ -81,9 +82,33 @@ def find_model(name: str) -> ModelSource:
     return ModelSource(name, name, name)
 
 
+def _readable(name: str, folder: Path) -> Any:
+    """The configuration of a folder whose weights can be opened. FieldError where something is missing or damaged."""
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise FieldError(f"the config.json of {name} cannot be used ({_first_line(error)}). Mend it, or get the model again.",
+                         "model") from None
+    files = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
+    if not files:
+        raise FieldError(f"the folder {name} holds no weights (*.safetensors or pytorch_model.bin). Get the model again.",
+                         "model")
+    for file in files:
+        try:
+            with safe_open(file, "pt") if file.suffix == ".safetensors" else nullcontext():
+                pass
+        except (SafetensorError, OSError) as error:
+            raise FieldError(f"{file} is damaged ({_first_line(error)}). Get the model again.", "model") from None
+    return config
+
+
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     """With a padding token (the end-of-text token where the model has none)."""
-    tokenizer = AutoTokenizer.from_pretrained(source.location)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source.location)
+    except (OSError, ValueError, TypeError) as error:
+        raise FieldError(f"the tokenizer of {source.name} cannot be loaded ({_first_line(error)}). Put its files "
+                         "(tokenizer.json, tokenizer_config.json) beside config.json.", "model") from None
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

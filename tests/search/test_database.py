@@ -114,6 +114,12 @@ def refused(storage: Callable[[Server], str], *words: str) -> Any:
     return pytest.param(storage, words, id=words[0])
 
 
+def test_a_password_that_is_a_part_of_words_does_not_tear_them() -> None:
+    with pytest.raises(InputError, match=r"postgresql://me:\*\*\*@127\.0\.0\.1:1/x.*port 1 failed") as error:
+        database.check("postgresql://me:p@127.0.0.1:1/x")
+    assert ":p@" not in str(error.value)
+
+
 @pytest.mark.parametrize(("storage", "words"), [
     refused(lambda server: server.url.replace("sesame", "barley"), "password authentication failed"),
     refused(lambda server: server.url.replace("/postgres", "/nowhere"), 'database "nowhere" does not exist'),

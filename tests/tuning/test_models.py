@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, RobertaConfig, RobertaModel
 
-from finemesh.errors import InputError
+from finemesh.errors import FieldError, InputError
 from finemesh.tuning import models
 from finemesh.tuning.models import context_length, find_model, load_model, load_skeleton, load_tokenizer
 from tests import tiny
@@ -153,6 +153,24 @@ def test_a_folder_that_is_no_model(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"holds no config.json"):
         find_model(str(tmp_path / "empty"))
+
+
+@pytest.mark.parametrize(("file", "content", "said"), [
+    ("model.safetensors", None, "holds no weights"),
+    ("model.safetensors", b"x" * 200, r"model.safetensors is damaged \(.+\). Get the model again"),
+    ("config.json", b"{nope", "the config.json of .* cannot be used"),
+])
+def test_a_folder_in_which_something_is_missing_or_damaged(tmp_path, file, content, said):
+    tiny.causal().save_pretrained(tmp_path)
+    (tmp_path / file).unlink() if content is None else (tmp_path / file).write_bytes(content)
+    with pytest.raises(FieldError, match=f"model: .*{said}"):
+        find_model(str(tmp_path))
+
+
+def test_a_folder_without_a_tokenizer(tmp_path):
+    tiny.causal().save_pretrained(tmp_path)
+    with pytest.raises(FieldError, match=r"model: the tokenizer of .* cannot be loaded .* beside config.json"):
+        load_tokenizer(find_model(str(tmp_path)))
 
 
 def test_an_encoder_does_not_write(tmp_path):

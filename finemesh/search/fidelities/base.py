@@ -38,6 +38,10 @@ class Start:
 
 
 class Fidelity(Protocol):
+    @property
+    def share(self) -> float:
+        """At most so much of a full trial is trained for each point, on average over many."""
+
     def next(self, history: History, may_begin: bool) -> Start | None:
         """What the next trial is; None where that is not known yet. `may_begin`: new points are left in the budget."""
 

@@ -51,6 +51,12 @@ class Brackets:
                     return self._start(history, decision.steps, number)
         return self._start(history, self._shape(len(history.points))[0].steps) if may_begin else None
 
+    @property
+    def share(self) -> float:
+        trained = sum(shape[0].trials * shape[0].steps + sum(above.trials * (above.steps - rung.steps)
+                                                             for rung, above in pairwise(shape)) for shape in self.shapes)
+        return trained / (self._turn * self.shapes[0][-1].steps)
+
     def kept(self, history: History) -> Set[int]:
         """A bracket that the budget cut short may yet get more points, and may be decided as it is."""
         return {number for may_begin in (True, False) for decision in self._decisions(history, may_begin)

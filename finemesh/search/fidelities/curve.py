@@ -20,6 +20,7 @@ FIRST_SHARE = 0.1  # of the steps: nobody is judged by less, unless min_steps sa
 class Curve:
     steps: int
     min_steps: int
+    share = 1.0  # where no trial is hopeless
 
     def next(self, history: History, may_begin: bool) -> Start | None:
         if not may_begin:

@@ -10,6 +10,7 @@ from finemesh.search.fidelities.history import History
 @dataclass(frozen=True)
 class Full:
     steps: int
+    share = 1.0
 
     def next(self, history: History, may_begin: bool) -> Start | None:
         return Start(self.steps) if may_begin else None

@@ -82,6 +82,9 @@ def _read_jsonl(content: bytes, source: str, wanted: list[str]) -> list[Row]:
         except json.JSONDecodeError as error:
             raise InputError(f"malformed JSON at character {error.pos + 1}: {error.msg}; "
                              "one JSON object a line is expected", file=source, line=number) from None
+        except RecursionError:
+            raise InputError("brackets within brackets, too many to read; one JSON object a line is expected", file=source,
+                             line=number) from None
         if isinstance(fields, list):
             raise InputError("a list, where one JSON object a line is expected; "
                              "name the file .json if it is one list of rows", file=source, line=number)
@@ -101,6 +104,9 @@ def _read_json(content: bytes, source: str, wanted: list[str]) -> list[Row]:
             return _read_jsonl(content, source, wanted)
         raise InputError(f"malformed JSON at character {error.colno}: {error.msg}; a list of rows is expected, "
                          "[{...}, {...}]", file=source, line=error.lineno) from None
+    except RecursionError:
+        raise InputError("brackets within brackets, too many to read; a list of rows is expected, [{...}, {...}]",
+                         file=source) from None
     if isinstance(document, dict):
         lists = [value for value in document.values() if isinstance(value, list)]
         tables = [value for value in lists if value and isinstance(value[0], dict)]

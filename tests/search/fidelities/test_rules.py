@@ -109,6 +109,12 @@ def test_what_is_left_of_the_budget_is_decided_among_itself(fake: SimpleNamespac
     assert Counter(outcome.steps for outcome in longer) >= Counter({10: 9, 30: 3, 90: 2})
 
 
+@pytest.mark.parametrize(("fidelity", "points"), [("full", 9), ("halving", 18), ("hyperband", 17)])
+def test_the_share_of_a_trial_that_a_point_costs(fake: SimpleNamespace, tmp_path: Path, fidelity: str, points: int) -> None:
+    _, steps = simulation.search(fake, tmp_path, fidelity, points=points)
+    assert FIDELITIES[fidelity](simulation.FULL, None, 3).share == pytest.approx(steps / (points * simulation.FULL))
+
+
 def test_hyperband_begins_at_every_rung(fake: SimpleNamespace, tmp_path: Path) -> None:
     outcomes, _ = simulation.search(fake, tmp_path, "hyperband", points=17)
     begun = Counter(outcome.steps for outcome in outcomes if outcome.continues is None)
