@@ -8,6 +8,7 @@ import importlib.util
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass
@@ -46,8 +47,9 @@ class ModelSource:
 
 
 def quieten() -> None:
-    """No progress bars of libraries in between what finemesh shows."""
+    """No progress bars of libraries in between what finemesh shows, nor what one library has to tell another."""
     transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)  # PEFT asks transformers for it
 
 
 def cache_folder() -> Path:
