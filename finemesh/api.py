@@ -79,7 +79,7 @@ def search(config: Config, *, observer: Observer | None = None, here: int | None
                 in_flight=in_flight, constraints=settings.bounds, count=study.count, reproducible=settings.reproducible,
                 objectives=settings.objectives,
                 observer=watcher, first=list(study.references.items()), earlier=earlier,
-                fidelity=rule_of(settings), storage=storage)
+                fidelity=_rule(settings), storage=storage)
             if run.finish() is None:
                 run.forget_lightened()
             finish(outcomes, study.references, study.space, executor, run, seed=settings.seed, steps=settings.steps,
@@ -168,7 +168,7 @@ def check(config: Config, message: Callable[[str], None] = lambda text: None) ->
     mean = sum(m["trial_seconds"] for m in methods.values()) / max(1, len(methods))
     repeats = config.search.repeats * (3 + len(study.references)) + 2 * config.search.extra_repeats
     summary = study.splits.summary()
-    trials = rule_of(config.search).share * config.search.trials + repeats  # of full length
+    trials = _rule(config.search).share * config.search.trials + repeats  # of full length
     return {"task": splits.task, "format": splits.format, "rows": summary["rows"],
             **{name: summary[name] for name in ("tasks",) if name in summary}, "duplicates": splits.duplicates,
             "dropped": splits.dropped, "data_hash": summary["data_hash"], "model": source.public_name,
@@ -221,7 +221,8 @@ def _trial_run(run: RunFolder, study: Study, method: str, executor: Executor) ->
     return replace(outcome, metrics={"seconds_a_step": each, "seconds_beside": beside})
 
 
-def rule_of(search: SearchConfig) -> Fidelity:
+def _rule(search: SearchConfig) -> Fidelity:
+    """How far each trial goes."""
     return FIDELITIES[search.fidelity](search.steps, search.min_steps, search.reduction)
 
 

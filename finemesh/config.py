@@ -206,10 +206,9 @@ def _check_fidelity(search: SearchConfig, source: Source) -> None:
         raise source.error(("search", "min_steps"), f"{least} is not below search.steps, the {steps} steps of a full trial: "
                            "give less, or more steps")
     if fidelity in ("halving", "hyperband") and round(steps / search.reduction) < (least or 1):
-        below = f"the rung below a full trial has search.steps / search.reduction = {steps} / {search.reduction} steps"
-        if least is None:
-            raise source.error(("search", "reduction"), f"{below}, which is none: give a smaller one, or more steps")
-        raise source.error(("search", "min_steps"), f"{least} is more than that: {below}. Give less, or more steps")
+        field, value = ("reduction", search.reduction) if least is None else ("min_steps", least)
+        raise source.error(("search", field), f"{value} is too many: the rung below a full trial has search.steps / "
+                           f"search.reduction = {steps} / {search.reduction} steps; give less, or more steps")
 
 
 def _check_out(config: Config, source: Source) -> None:

@@ -87,8 +87,8 @@ def test_numbers_are_numbers(folder: Path, written: str, number: float) -> None:
 
 @pytest.mark.parametrize(("search", "said"), [
     ("fidelity: halving, min_steps: 300", "line 4: search.min_steps: 300 is not below search.steps, the 200 steps of a full"),
-    ("fidelity: hyperband, min_steps: 90", "search.min_steps: 90 is more than that: the rung below a full trial has"),
-    ("fidelity: halving, steps: 3, reduction: 500", "search.reduction: the rung below a full trial has search.steps / "),
+    ("fidelity: hyperband, min_steps: 90", "search.min_steps: 90 is too many: the rung below a full trial has search.steps"),
+    ("fidelity: halving, steps: 3, reduction: 500", "search.reduction: 500 is too many: the rung below a full trial has"),
     ("min_steps: 10", "search.min_steps: all trials go their full length where search.fidelity is full"),
     ("fidelity: halfing", "search.fidelity: there is no fidelity rule halfing. Did you mean halving?"),
     ("fidelity: halving, reduction: 1", "search.reduction: must be at least 2, not 1"),

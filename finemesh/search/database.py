@@ -16,6 +16,7 @@ from finemesh.errors import InputError
 
 PATIENCE = 600.0  # seconds after which a database counts as gone for good
 LOOK_EVERY = 2.0  # seconds
+LONG = 4  # characters of a password that no other word of a message holds
 CONNECTION = {"connect_timeout": "10", "keepalives_idle": "30", "keepalives_interval": "10", "keepalives_count": "3",
               "tcp_user_timeout": "60000"}  # libpq's: a server whose machine vanished is noticed within a minute
 
@@ -68,8 +69,11 @@ def reason(error: BaseException, storage: str) -> str:
     lines = [line.strip() for line in str(getattr(cause, "orig", None) or cause).splitlines() if line.strip()]
     said = next((line for line in lines if "failed" in line or "FATAL" in line), lines[0] if lines else type(cause).__name__)
     password = address(storage).password
-    whole = re.compile(rf"(?<!\w){re.escape(str(password))}(?!\w)")  # a short one is a part of many words
-    return (whole.sub("***", said) if password else said).rstrip(".")
+    if password:
+        secret = re.escape(str(password))
+        # a short one is a part of many words: what is left of them would tell it
+        said = re.sub(secret if len(str(password)) >= LONG else rf"(?<!\w){secret}(?!\w)", "***", said)
+    return said.rstrip(".")
 
 
 def wait_for(storage: str, error: Exception, folder: Path, pause: Callable[[float], None], say: Callable[[str], None]) -> None:

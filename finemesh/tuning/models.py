@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Sequence
-from contextlib import nullcontext, redirect_stderr
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -91,13 +91,13 @@ def _readable(name: str, folder: Path) -> Any:
     except (OSError, ValueError) as error:
         raise FieldError(f"the config.json of {name} cannot be used ({_first_line(error)}). Mend it, or get the model again.",
                          "model") from None
-    files = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
-    if not files:
+    files = list(folder.glob("*.safetensors"))
+    if not files and not list(folder.glob("pytorch_model*.bin")):
         raise FieldError(f"the folder {name} holds no weights (*.safetensors or pytorch_model.bin). Get the model again.",
                          "model")
     for file in files:
         try:
-            with safe_open(file, "pt") if file.suffix == ".safetensors" else nullcontext():
+            with safe_open(file, "pt"):
                 pass
         except (SafetensorError, OSError) as error:
             raise FieldError(f"{file} is damaged ({_first_line(error)}). Get the model again.", "model") from None

@@ -80,13 +80,13 @@ def full_length(fake: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory)
     return simulation.best(outcomes)
 
 
-@pytest.mark.parametrize(("fidelity", "optimizer", "share"), [
-    ("halving", "random", 0.34), ("halving", "tpe", 0.34), ("halving", "nomad", 0.34), ("hyperband", "random", 0.56),
-    ("curve", "random", 0.6),
+@pytest.mark.parametrize(("fidelity", "optimizer", "points", "share"), [
+    ("halving", "random", 12, 0.27), ("halving", "tpe", 12, 0.27), ("halving", "nomad", 12, 0.27),
+    ("hyperband", "random", 17, 0.5), ("curve", "random", 18, 0.6),
 ])
 def test_as_good_a_loss_for_fewer_steps(fake: SimpleNamespace, tmp_path: Path, full_length: float, fidelity: str,
-                                        optimizer: str, share: float) -> None:
-    outcomes, steps = simulation.search(fake, tmp_path, fidelity, optimizer)
+                                        optimizer: str, points: int, share: float) -> None:
+    outcomes, steps = simulation.search(fake, tmp_path, fidelity, optimizer, points=points)
     assert steps <= share * 18 * simulation.FULL
     assert simulation.best(outcomes) <= full_length
 
