@@ -11,7 +11,7 @@ and judgements are kept in `--out`: started again, the command goes on.
 import argparse
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -48,6 +48,7 @@ class Judge:
 
     recording: Recording
     executor: LocalExecutor
+    seeds: Sequence[int]
 
     @property
     def steps(self) -> int:
@@ -55,7 +56,7 @@ class Judge:
 
     def end(self, method: str, point: Mapping[str, Any]) -> float:
         losses = []
-        for seed in FRESH:
+        for seed in self.seeds:
             run = Run(self.recording.dataset.name, method, point, seed, self.steps)
             if not self.recording.results.known(run):
                 self.recording.do(run, self.executor)
@@ -80,12 +81,12 @@ def searched(survey: Survey, executor: LocalExecutor, optimizer: str, fidelity: 
                       fidelity=FIDELITIES[fidelity](steps, None, REDUCTION), first=first, observer=Told())
 
 
-def measure(survey: Survey, trials: int, seed: int) -> dict[str, Any]:
+def measure(survey: Survey, trials: int, seed: int, fresh: Sequence[int]) -> dict[str, Any]:
     points = {("tpe", "full"): trials, ("nomad", "halving"): round(SHARE * trials * POINTS_A_TRIAL)}
     with survey.worker() as executor:
         searches = {f"{optimizer}_{fidelity}": searched(survey, executor, optimizer, fidelity, most, seed)
                     for (optimizer, fidelity), most in points.items()}
-        judge = Judge(survey, executor)
+        judge = Judge(survey, executor, fresh)
         traces: dict[str, Trace] = {name: traced(judge, outcomes) for name, outcomes in searches.items()}
     goal = at(traces["tpe_full"], trials)
     lengths = [spent for spent in SHOWN if spent < trials] + [trials]
@@ -121,7 +122,8 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     with FileLock(arguments.out / ".lock", timeout=1):
         survey = Survey(landscape, arguments.out, arguments.out, arguments.threads)
-        result = measure(survey, 2 if arguments.quick else arguments.trials, arguments.seed)
+        trials, fresh = (2, FRESH[:2]) if arguments.quick else (arguments.trials, FRESH)
+        result = measure(survey, trials, arguments.seed, fresh)
     show(result, arguments.json, table(result))
 
 

@@ -29,6 +29,12 @@ def head_name(model: PreTrainedModel) -> str:
     return next(name for name in HEADS if hasattr(model, name))
 
 
+def new_layers(model: nn.Module) -> list[str]:
+    """What transformers adds to a classifier or regressor and draws anew each time: the head, and any layer before it of a like
+    name, such as DistilBERT's pre_classifier. PEFT trains them all."""
+    return [name for name, _ in model.named_children() if name.endswith(HEADS)]
+
+
 _FEATURES: WeakKeyDictionary[PreTrainedModel, Features] = WeakKeyDictionary()  # of the base models that are loaded
 
 

@@ -8,13 +8,12 @@ sqrt(REFERENCE_RANK / rank) at others. DoRA (Liu et al., arXiv 2402.09353) train
 from math import sqrt
 
 from peft import LoraConfig, PeftConfig
-from torch import nn
 from transformers import PreTrainedModel
 
 from finemesh.hyperparameter import choice, integer, real
 from finemesh.tuning.architecture import anywhere, architecture
 from finemesh.tuning.methods.base import PEFT_TASKS, AdapterMethod, Context, Point
-from finemesh.tuning.methods.head import HEADS
+from finemesh.tuning.methods.head import HEADS, new_layers
 
 REFERENCE_RANK = 8
 
@@ -51,7 +50,8 @@ class Lora(AdapterMethod):
             task_type=PEFT_TASKS[context.task], r=rank, use_rslora=stabilised, use_dora=point["variant"] == "dora",
             lora_alpha=point["alpha_over_rank"] * (sqrt(REFERENCE_RANK) if stabilised else rank),
             lora_dropout=point["dropout"], target_modules=self._targets(model, point["layers"]),
-            fan_in_fan_out=model.config.model_type == "gpt2", exclude_modules=_trained_whole(model) or None,
+            fan_in_fan_out=model.config.model_type == "gpt2",
+            exclude_modules=[name for name in new_layers(model) if name not in HEADS] or None,  # trained whole, with the head
         )
 
     def _targets(self, model: PreTrainedModel, layers: str) -> str:
@@ -59,9 +59,3 @@ class Lora(AdapterMethod):
         if layers == "all" or blocks is None:
             return "all-linear"
         return anywhere({"attention": blocks.attention, "query_value": blocks.query_value, "mlp": blocks.mlp}[layers])
-
-
-def _trained_whole(model: PreTrainedModel) -> list[str]:
-    """New layers before a classifier's last one, such as DistilBERT's pre_classifier: PEFT trains them with the head."""
-    return [name for name, module in model.named_modules()
-            if isinstance(module, nn.Linear) and name.endswith(HEADS) and name not in HEADS]

@@ -24,11 +24,12 @@ from finemesh.tuning.kernels.sparse import SparseLinear
 from finemesh.tuning.memory import release_freed_heap
 from finemesh.tuning.methods.base import PEFT_TASKS, Context, Method, Point
 from finemesh.tuning.methods.calibration import calibration_rows, summed_gradients
-from finemesh.tuning.methods.head import head_name
+from finemesh.tuning.methods.head import new_layers
 from finemesh.tuning.methods.selection import highest, highest_overall, score
 from finemesh.tuning.methods.targets import linear_layers
 
 GRADIENT_SCORES = ("gradient", "gradient_weight")
+Tensors = dict[str, torch.Tensor]
 
 
 class Sift(Method):
@@ -77,7 +78,8 @@ class Sift(Method):
         entries = sum(_entries(point, layer) for layer in linear_layers(model, point["layers"]).values())
         if context.task == "instruct":
             return entries
-        return entries + sum(parameter.numel() for parameter in model.get_submodule(head_name(model)).parameters())
+        return entries + sum(parameter.numel() for name in new_layers(model)
+                             for parameter in model.get_submodule(name).parameters())
 
     def prepare(self, model: PreTrainedModel, point: Point, context: Context) -> nn.Module:
         layers = linear_layers(model, point["layers"])
@@ -101,9 +103,8 @@ class Sift(Method):
         for name, sparse in _sparse_layers(tuned).items():
             sparse.unfold()
             tuned.set_submodule(name, sparse.base_layer)
-        if hasattr(tuned, "frozen_head"):
-            tuned.set_submodule(head_name(tuned), tuned.frozen_head)
-            del tuned.frozen_head
+        for name, frozen in tuned.__dict__.pop("frozen_heads", {}).items():
+            tuned.set_submodule(name, frozen)
         model: PreTrainedModel = tuned
         return model.requires_grad_(False)
 
@@ -148,9 +149,8 @@ class Sift(Method):
         assert isinstance(tuned, PreTrainedModel)
         folder.mkdir(parents=True, exist_ok=True)
         layers = _sparse_layers(tuned)
-        head = {} if not hasattr(tuned, "frozen_head") else {
-            f"{head_name(tuned)}.{name}": tensor.contiguous()
-            for name, tensor in tuned.get_submodule(head_name(tuned)).state_dict().items()}
+        head = {f"{layer}.{name}": tensor.contiguous() for layer in getattr(tuned, "frozen_heads", ())
+                for name, tensor in tuned.get_submodule(layer).state_dict().items()}
         rank = _shira_rank(layers)
         if rank is None:
             tensors = {f"{name}.entries": layer.entries.flat for name, layer in layers.items()}
@@ -198,11 +198,11 @@ def _sparse_layers(tuned: nn.Module) -> dict[str, SparseLinear]:
 
 
 def _train_head(model: Any) -> None:
-    """A classifier's or regressor's new output layer is trained too, as a copy."""
-    name = head_name(model)
-    frozen = model.get_submodule(name)
-    object.__setattr__(model, "frozen_head", frozen)  # not a submodule
-    model.set_submodule(name, copy.deepcopy(frozen).float().requires_grad_(True))
+    """A classifier's or regressor's new layers are trained too, as copies."""
+    frozen = {name: model.get_submodule(name) for name in new_layers(model)}
+    model.frozen_heads = frozen  # a dict: not submodules
+    for name, layer in frozen.items():
+        model.set_submodule(name, copy.deepcopy(layer).float().requires_grad_(True))
 
 
 def _join_first(layers: list[SparseLinear], batches: int) -> None:
@@ -235,12 +235,9 @@ def _save_shira(layers: Mapping[str, SparseLinear], head: Mapping[str, torch.Ten
         tensors[f"base_model.model.{name}.shira_weight"] = layer.delta.detach()
     task = "instruct" if not head else "classify"
     configuration = ShiraConfig(r=rank, task_type=PEFT_TASKS[task], target_modules=sorted(layers), inference_mode=True,
-                                base_model_name_or_path=base_name, modules_to_save=[head_name(model)] if head else None)
+                                base_model_name_or_path=base_name, modules_to_save=new_layers(model) if head else None)
     configuration.save_pretrained(str(folder))
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-
-
-Tensors = dict[str, torch.Tensor]
 
 
 def _read_own(folder: Path) -> tuple[Tensors, Tensors, Tensors]:

@@ -15,6 +15,7 @@ from finemesh.tuning.evaluation.loss import batch_losses, evaluate
 from finemesh.tuning.kernels.sparse import SparseLinear
 from finemesh.tuning.methods import METHODS
 from finemesh.tuning.methods.calibration import calibration_rows, summed_gradients
+from finemesh.tuning.methods.head import new_layers
 from finemesh.tuning.methods.selection import highest, highest_overall
 from finemesh.tuning.methods.targets import linear_layers
 from finemesh.tuning.training import Plan, fine_tune
@@ -198,6 +199,22 @@ def test_a_stock_shira_adapter_gives_and_merges_to_the_same_logits(kind, task, t
         stock = PeftModel.from_pretrained(tiny.case(kind, task)[0], str(tmp_path / "adapter"))
         assert torch.equal(logits(stock), expected)
         assert torch.equal(logits(stock.merge_and_unload()), expected)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert"])
+def test_what_a_stock_adapter_gives_does_not_depend_on_the_new_layers_of_the_base(kind, tmp_path):
+    tuned, context = prepared(kind, "classify")
+    plan = Plan("classify", 6, 6, 8, 0, 0)
+    fine_tune(tuned, SIFT, POINT, context.encoded, plan, Accelerator(cpu=True), lambda: 0.0, tmp_path)
+    SIFT.save(tuned, tmp_path / "adapter", "base")
+    expected = evaluate(tuned, context.encoded, "classify", 0).loss
+    for load in (SIFT.load, lambda model, folder: PeftModel.from_pretrained(model, str(folder)).eval()):
+        base, _ = tiny.case(kind, "classify")
+        for name in new_layers(base):
+            for parameter in base.get_submodule(name).parameters():
+                nn.init.normal_(parameter)
+        loss = evaluate(load(base, tmp_path / "adapter"), context.encoded, "classify", 0).loss
+        assert loss == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize(("kind", "task", "changes"), [
