@@ -74,6 +74,16 @@ def test_a_resumed_search_goes_on_counting_and_knows_its_best() -> None:
     assert "best so far" not in line
 
 
+def test_points_that_are_not_started_take_one_line_in_all() -> None:
+    watched, stream = plain(trials=4)
+    with watched as observer:  # type: ignore[attr-defined]
+        observer.phase("search", 4)
+        for number in range(3):
+            observer.ended(ended(number, None, "infeasible", error="too many", started=False))
+    assert stream.getvalue().count("infeasible, too many. It is not started, nor is what follows like it.") == 1
+    assert len(stream.getvalue().splitlines()) == 2
+
+
 def test_infeasible_is_never_best() -> None:
     progress = Progress(3, 0)
     assert not progress.end(ended(0, 0.5, "infeasible"))

@@ -37,6 +37,17 @@ def test_the_summary_says_what_was_found(make_run: Make) -> None:
     assert text.index("untuned model  ") < text.index("lora, reference settings") < text.index(": the winner")
 
 
+def test_a_winner_that_the_test_rows_could_not_measure_is_said_as_that(make_run: Make) -> None:
+    run = make_run()
+    finish = json.loads((run / "finish.json").read_text())
+    lost = {"loss": None, "low": None, "high": None, "metrics": {}, "error": "OSError: the test split is gone"}
+    write_json(run / "finish.json", finish | {"winner": finish["winner"] | lost})
+    text = printed(print_summary, run, 80)
+    assert "could not be measured on the test rows: OSError: the test split is gone." in " ".join(text.split())
+    assert "has not finished" not in text
+    assert "untuned model" in text
+
+
 def test_the_front_of_several_objectives_is_shown(make_run: Make) -> None:
     run = make_run(objectives=["validation_loss", "trainable_parameters"])
     front = status(run)["front"]
