@@ -46,10 +46,11 @@ def content(record: Record) -> dict[str, Any]:
     known = spaces(record)
     rows, ticks = results(record, look)
     trials, found = table(record), importances(record, known)
+    shown = {"front": bool(record.front), "answers": record.task not in ("classify", "regress")}
     return {
         "record": record, "name": record.folder.resolve().name, "headline": headline(record),
         "finding": finding(record), "facts": facts(record), "looks": look,
-        "sections": [one for one in SECTIONS if one[0] != "front" or record.front],
+        "sections": [one for one in SECTIONS if shown.get(one[0], True)], "shown": shown,
         "front": front.table(record), "front_charts": front.charts(record, look),
         "front_columns": ["trial", "method", "settings", *map(words.name, record.objectives)],
         "rows": rows, "ticks": ticks, "band": band(rows), "test_rows": test_rows(record), "meaning": meaning(record),

@@ -64,7 +64,8 @@ def test_every_run_has_a_whole_report_that_loads_nothing(make_run: Make, options
     assert path == run / "report.html"
     page = Page(path.read_text(encoding="utf-8"))
     identifiers = [attributes["id"] for tag, attributes in page.elements if tag == "section"]
-    assert identifiers == [name for name, _ in SECTIONS if name != "front" or options.get("objectives")]
+    shown = {"front": "objectives" in options, "answers": options.get("task") not in ("classify", "regress")}
+    assert identifiers == [name for name, _ in SECTIONS if shown.get(name, True)]
     for tag, attributes in page.elements:
         assert tag not in ("link", "img", "iframe", "object")
         assert all(attributes.get(name) is None or str(attributes[name]).startswith("#") for name in ("src", "href"))
