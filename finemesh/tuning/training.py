@@ -21,7 +21,7 @@ from finemesh.tuning.methods import Method, Point
 from finemesh.tuning.models import TaskName
 from finemesh.tuning.schedule import Schedule
 
-CHECKPOINT_SECONDS = 20.0  # between checkpoints; more where saving one takes long
+CHECKPOINT_SECONDS = 20.0  # of training between checkpoints; more where saving one takes long
 CHECKPOINT_SHARE = 0.05  # of the time, at most, goes into saving them
 
 
@@ -118,8 +118,8 @@ class _Run:
         self.parameters = [p for p in tuned.parameters() if p.requires_grad]
         (folder / "curve.jsonl").write_text("", encoding="utf-8")
         self._clock = time.monotonic()
-        self._saved = self._clock
-        self._saving = 0.0
+        self._saved = 0.0  # progress.seconds at the last checkpoint
+        self._saving = 0.0  # seconds that it took
 
     def update(self, optimizer: torch.optim.Optimizer, batch: Sequence[Encoded]) -> float:
         """One optimizer step, whatever the accumulation; the mean loss of the batch's scored tokens.
@@ -160,13 +160,14 @@ class _Run:
         with open(self.folder / "curve.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(line)) + "\n")
         self.report(line)
+        self._clock = time.monotonic()  # what `report` waits for is not the run's time
 
     @property
     def _checkpoint(self) -> Path:
         return self.folder / "checkpoint.safetensors"
 
     def save_now_and_then(self, optimizer: torch.optim.Optimizer, schedule: Schedule) -> None:
-        since = time.monotonic() - self._saved
+        since = self.progress.seconds - self._saved
         if since >= CHECKPOINT_SECONDS and since * CHECKPOINT_SHARE >= self._saving and self.progress.step < self.plan.steps:
             self.save(optimizer, schedule)
 
@@ -176,8 +177,8 @@ class _Run:
         state = asdict(self.progress) | {"horizon": schedule.horizon, "warmup": schedule.warmup}
         Checkpoint(self.progress.step, state, self.method.state(self.tuned), optimizer_state(optimizer),
                    torch.get_rng_state(), cuda).save(self._checkpoint)
-        self._saved = time.monotonic()
-        self._saving = self._saved - start
+        self._saving = time.monotonic() - start
+        self._saved = self.progress.seconds
 
     def continue_from_checkpoint(self, optimizer: torch.optim.Optimizer) -> Schedule:
         """Take up a checkpoint that lies on this plan's way; the schedule to go on with."""
@@ -197,6 +198,7 @@ class _Run:
             torch.cuda.set_rng_state(saved.cuda_generator)
         fields: dict[str, Any] = {k: saved.progress[k] for k in ("step", "trained_tokens", "seconds", "peak_memory_mb")}
         self.progress = Progress(**fields, curve=[CurveLine(**line) for line in saved.progress["curve"]])
+        self._saved = self.progress.seconds
         assert self.progress.curve is not None
         with open(self.folder / "curve.jsonl", "a", encoding="utf-8") as file:
             file.writelines(json.dumps(asdict(line)) + "\n" for line in self.progress.curve)

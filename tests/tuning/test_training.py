@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 
+from finemesh.tuning import training
 from finemesh.tuning.data.batches import collate
 from finemesh.tuning.evaluation.loss import batch_losses, evaluate, evaluation_batches
 from finemesh.tuning.methods import METHODS
@@ -18,15 +19,25 @@ LORA = METHODS["lora"]
 POINT = {"variant": "lora", "rank": 4, "alpha_over_rank": 2.0, "dropout": 0.0, "layers": "all", "learning_rate": 1e-2}
 
 
-def tune(folder, steps=4, horizon=4, point=POINT, **changes):
+def tune(folder, steps=4, horizon=4, point=POINT, report=lambda line: None, **changes):
     folder.mkdir(exist_ok=True)
     model, context = tiny.case("llama", "instruct")
     torch.manual_seed(0)
     tuned = LORA.prepare(model, point, context)
     plan = Plan("instruct", steps, horizon, 8, 0, 0, **changes)
     progress = fine_tune(tuned, LORA, point, context.encoded, plan, Accelerator(cpu=True),
-                         lambda: evaluate(tuned, context.encoded, "instruct", 0).loss, folder)
+                         lambda: evaluate(tuned, context.encoded, "instruct", 0).loss, folder, report=report)
     return tuned, progress
+
+
+def test_waiting_in_a_report_is_not_the_run_s_time(tmp_path, monkeypatch):
+    """A run that is held up between its steps, by others that take turns with it, saves no checkpoint for that."""
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 1e4)
+    clock = [0.0]
+    monkeypatch.setattr(training.time, "monotonic", lambda: clock[0])
+    _, progress = tune(tmp_path, report=lambda line: clock.__setitem__(0, clock[0] + 1e6))
+    assert progress.seconds < 1e4
+    assert not (tmp_path / "checkpoint.safetensors").exists()
 
 
 def test_accumulation_changes_nothing_but_memory(tmp_path):
