@@ -174,9 +174,14 @@ def generator(*what: Any) -> np.random.Generator:
     return np.random.default_rng(int.from_bytes(digest[:8], "little"))
 
 
+def lines_of(file: Path) -> list[dict[str, Any]]:
+    """The trials of a file that landscapes.py has written."""
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
 def recorded(file: Path) -> Landscape:
     """The landscape of a file that landscapes.py has written."""
-    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    lines = lines_of(file)
     methods = [method for method in METHODS if any(line["method"] == method for line in lines)]
     space = whole_space().narrowed(dict.fromkeys(methods))
     whole = next(line for line in lines if line["state"] == "complete")

@@ -1,8 +1,9 @@
 """Whether a point will keep the constraints, foreseen before it is started, from the trials that have been told.
 
 How many parameters a point trains is counted. Time, memory and the adapter's size follow, for each method, by ridge regression
-on that number and on the hyperparameters; a point counts as infeasible where the bound is broken by more than twice the
+on that number and on the hyperparameters; a point counts as infeasible where the bound is broken by more than the
 error that the regression makes in leaving one trial out. Scores and losses are what the search is for: they are not foreseen.
+How often that is right is measured by benchmarks/foresight.py, by which FEWEST and MARGIN were chosen (LOG.md).
 """
 
 import math
@@ -20,9 +21,9 @@ from finemesh.trial import Outcome
 Count = Callable[[str, Mapping[str, Any]], int | None]  # method, point -> parameters that are trained
 COUNTED = "trainable_parameters"
 FORESEEN = (COUNTED, "adapter_mb", "peak_memory_mb", "seconds")
-FEWEST = 5  # told trials of a method, before anything is foreseen
+FEWEST = 3  # told trials of a method, before anything is foreseen
 LATEST = 300  # told trials of a method, by which it is foreseen
-MARGIN = 2.0  # errors
+MARGIN = 1.0  # errors
 RIDGE = 0.3  # on standardised hyperparameters; the number of parameters is hardly held back
 CHECK_EVERY = 5  # one in so many points that the regression thinks infeasible is run all the same, the first among them
 
@@ -83,12 +84,12 @@ class Foresight:
         return _ridge(rows, np.array([value for _, value in known]), new)
 
     def _value(self, outcome: Outcome, name: str) -> float | None:
-        """Of the whole trial, where a pruned one's time is a part of it."""
+        """Of the whole trial, where the time of one that was pruned or stopped is a part of it."""
         value: float | None = getattr(outcome, name)
-        if name == "seconds" and outcome.state == "pruned" and value and outcome.steps:
-            return value * self._steps / outcome.steps
         ran = outcome.validation_loss is not None  # one that was stopped says only of what stopped it how large it gets
-        return value if ran or outcome.constraints.get(name, 0.0) > 0 else None
+        if value is None or not (ran or outcome.constraints.get(name, 0.0) > 0):
+            return None
+        return value * self._steps / outcome.steps if name == "seconds" and outcome.steps else value
 
     def _features(self, method: str, point: Mapping[str, Any], trained: int) -> Vector:
         """The number of parameters, then the hyperparameters; an inactive one is in the middle."""

@@ -164,12 +164,12 @@ class Blackbox:
             raise ValueError(reason)
         context = self.context(job.seed)
         if reason := method.refuses(self.model, job.hyperparameters, context):
-            raise Infeasible(reason, {})
+            raise Infeasible(reason, {"steps": 0})
         with PeakMemory() as memory:
             torch.manual_seed(job.seed)
             tuned = method.prepare(self.model, job.hyperparameters, context).to(self.device)
             trainable = sum(p.numel() for p in tuned.parameters() if p.requires_grad)
-            numbers: dict[str, Any] = {"trainable_parameters": trainable}
+            numbers: dict[str, Any] = {"trainable_parameters": trainable, "steps": 0}
             check(base, job.constraints, numbers)
             evaluations: list[Evaluation] = []
             rows = method.shape(tuned, self.train.examples, self.train.rows, job.hyperparameters, context,
@@ -186,7 +186,7 @@ class Blackbox:
 
             def watch(line: CurveLine) -> None:
                 report(asdict(line))
-                so_far = numbers | {"seconds": line.seconds, "peak_memory_mb": round(memory.peak_mb(), 1),
+                so_far = numbers | {"steps": line.step, "seconds": line.seconds, "peak_memory_mb": round(memory.peak_mb(), 1),
                                     "trained_tokens": line.trained_tokens}
                 check(base, job.constraints, so_far)
                 if line.validation_loss is not None and evaluations and (reason := hopeless(line, evaluations[-1], job)):

@@ -77,6 +77,15 @@ def test_a_pruned_trial_says_how_long_a_whole_one_takes_and_a_stopped_one_only_w
     assert made.excesses("lora", told(9, 8).hyperparameters)[0]["seconds"] == pytest.approx(120 - 300, abs=1)
 
 
+def test_a_trial_stopped_for_its_time_says_how_long_the_whole_one_would_have_taken(fake: SimpleNamespace) -> None:
+    """All that were stopped at the bound took just that: only with the steps that they made do they say what was too long."""
+    made = Foresight({"seconds": 60}, fake.SPACE, count, 90)
+    for number in range(FEWEST):
+        made.tell(told(number, 8, state="infeasible", validation_loss=None, steps=45, seconds=60.5,
+                       constraints={"seconds": 0.5}))
+    assert made.excesses("lora", told(9, 8).hyperparameters) == ({"seconds": pytest.approx(121 - 60)}, "infeasible")
+
+
 @pytest.mark.parametrize("fidelity", ["full", "halving"])
 def test_a_search_starts_what_it_may_and_goes_on_alike(fake: SimpleNamespace, tmp_path: Path, fidelity: str) -> None:
     options: Any = {"points": 12, "workers": 2, "constraints": {"trainable_parameters": 3e4, "peak_memory_mb": 140.0},

@@ -168,6 +168,7 @@ def test_a_broken_constraint_is_infeasible(box, tmp_path, constraints, trained):
     assert outcome.constraints[name] > 0
     assert name in outcome.error
     assert (tmp_path / "curve.jsonl").exists() == trained
+    assert (outcome.steps == 4) == (name == "adapter_mb")  # those that were made: its size is known at the end
     assert box.tune(job(tmp_path / "after")).state == "complete"
 
 
