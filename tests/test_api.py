@@ -260,6 +260,21 @@ def test_constraints_make_a_trial_infeasible_before_it_trains(places, tmp_path):
 
 
 @pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("optimizer", ["tpe", "nomad"])
+def test_several_objectives_give_a_front_whose_lowest_loss_wins(places, tmp_path, optimizer):
+    settings = config(places, tmp_path / "run", optimizer=optimizer, methods="{lora: {rank: [2, 64]}, prompt: {length: 2}}", trials=6)
+    search = settings.search.model_copy(update={"objectives": ["validation_loss", "trainable_parameters"]})
+    document = api.search(settings.model_copy(update={"search": search}))
+    front = [(one["objectives"]["validation_loss"], one["objectives"]["trainable_parameters"]) for one in document["front"]]
+    assert front == sorted(front)
+    assert [size for _, size in front] == sorted((size for _, size in front), reverse=True)
+    ended = [o for o in outcomes(tmp_path / "run") if o["duplicate_of"] is None]
+    assert front[0][0] == min(o["validation_loss"] for o in ended)
+    assert front[-1][1] == min(o["trainable_parameters"] for o in ended)
+    assert "on the front of" in (tmp_path / "run/report.html").read_text()
+
+
+@pytest.mark.usefixtures("in_process")
 def test_check_spends_nothing_and_tells_all(places, tmp_path):
     settings = config(places, tmp_path / "run")
     search = settings.search.model_copy(update={"steps": 1000, "fidelity": "halving"})  # are foreseen, not made
