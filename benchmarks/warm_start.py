@@ -1,9 +1,10 @@
 """What `search.from` gains: searches on recorded landscapes (landscapes.py) with and without an earlier run to begin from.
 
 The earlier run is a whole search (NOMAD with halving, 20 points) on the same landscape with another seed, on the other
-landscape (another model, task and data), or on the same one turned upside down, where what was good is bad: what a warm start
-may cost at worst. Each is judged as in optimizers.py, by the loss without a seed's noise of the trial that the search thinks
-best. `steps_vs_cold_SOURCE`: steps until the loss that the cold search has after 10 full-length trials' steps, over its own.
+landscape (another model, task and data; the methods that both have), or on the same one turned upside down, where what was
+good is bad: what a warm start may cost at worst. Each is judged as in optimizers.py, by the loss without a seed's noise of
+the trial that the search thinks best.
+`steps_vs_cold_SOURCE`: steps until the loss that the cold search has after 10 full-length trials' steps, over its own.
 
     python benchmarks/warm_start.py [--quick] [--seeds 30] [--json]
 """
@@ -18,12 +19,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean, median_low
 from typing import Any
 
 import numpy as np
 import optuna
-from optimizers import REDUCTION, Trace, at, spread, traced, until
+from optimizers import REDUCTION, Trace, at, middle, spread, traced, until
 from replay import Landscape, Replay, recorded
 from result import machine, show, versions
 from rich.table import Table
@@ -32,6 +33,7 @@ from finemesh.run import RunFolder
 from finemesh.search.budget import Budget
 from finemesh.search.fidelities import FIDELITIES
 from finemesh.search.samplers import OPTIMIZERS
+from finemesh.search.space import Space
 from finemesh.search.study import run_search
 from finemesh.search.transfer import Known, known_points
 
@@ -53,15 +55,16 @@ def folder() -> Iterator[Path]:
         shutil.rmtree(path)
 
 
-def search(landscape: Landscape, seed: int, path: Path, points: int,
+def search(landscape: Landscape, space: Space, seed: int, path: Path, points: int,
            earlier: Sequence[Known] = ()) -> tuple[Trace, float | None]:
     """The trace, and Kendall's tau of the earlier points that were measured here too."""
     run = RunFolder(path)
-    run.path.mkdir(parents=True, exist_ok=True)
+    run.path.mkdir()
+    run.begin({})
     outcomes = run_search(
-        landscape.space, OPTIMIZERS["nomad"](seed, 1), Budget(points), Replay(landscape), run, seed=seed, steps=landscape.steps,
-        fidelity=FIDELITIES["halving"](landscape.steps, None, REDUCTION), first=list(landscape.references.items()),
-        earlier=earlier)
+        space, OPTIMIZERS["nomad"](seed, 1), Budget(points), Replay(landscape), run, seed=seed, steps=landscape.steps,
+        fidelity=FIDELITIES["halving"](landscape.steps, None, REDUCTION), earlier=earlier,
+        first=[(method, point) for method, point in landscape.references.items() if method in space.methods])
     tau = json.loads(run.transfer.read_text(encoding="utf-8"))["kendall"] if run.transfer.exists() else None
     return traced(landscape, outcomes), tau
 
@@ -85,11 +88,12 @@ def measure(landscapes: Mapping[str, Landscape], seeds: int) -> dict[str, Any]:
         taus: dict[str, list[float]] = {source: [] for source in sources}
         for seed in range(seeds):
             with folder() as path:
-                traces["cold"].append(search(target, seed, path / "cold", POINTS)[0])
+                traces["cold"].append(search(target, target.space, seed, path / "cold", POINTS)[0])
                 for source, landscape in sources.items():
-                    search(landscape, seed + OTHER_SEED, path / source, EARLIER)
+                    shared = landscape.space.narrowed({m: None for m in landscape.space.methods if m in target.space.methods})
+                    search(landscape, shared, seed + OTHER_SEED, path / source, EARLIER)
                     earlier = known_points(path / source, target.space, target.references)
-                    trace, tau = search(target, seed, path / f"from-{source}", POINTS, earlier)
+                    trace, tau = search(target, target.space, seed, path / f"from-{source}", POINTS, earlier)
                     traces[source].append(trace)
                     taus[source] += [] if tau is None else [tau]
             print(f"{name}, seed {seed}", file=sys.stderr, flush=True)
@@ -101,8 +105,8 @@ def measure(landscapes: Mapping[str, Landscape], seeds: int) -> dict[str, Any]:
 
 
 def judged(landscape: Landscape, traces: Mapping[str, list[Trace]]) -> dict[str, Any]:
-    goal = median(at(trace, GOAL) for trace in traces["cold"])
-    needed = float(np.median([until(trace, goal) for trace in traces["cold"]]))
+    goal = middle(np.array([at(trace, GOAL) for trace in traces["cold"]]))
+    needed = median_low(until(trace, goal) for trace in traces["cold"])  # finite: half of them reach it
     return {"searches": {name: {
         "regret": [[spent, *spread([at(trace, spent) - landscape.lowest for trace in of])] for spent in SHOWN],
         "steps_vs_cold": spread([until(trace, goal) / needed for trace in of])} for name, of in traces.items()}}
