@@ -20,7 +20,8 @@ class Cells:
         column = self.columns[field]
         if column not in self.row.fields:
             raise self.row.error(f"the row has no field {column!r}, which is its {field}; it has "
-                                 f"{', '.join(self.row.fields) or 'none'}")
+                                 f"{', '.join(self.row.fields) or 'none'}. Fill it in or remove the row; data.columns maps "
+                                 "columns of other names")
         return self.row.fields[column]
 
     def text(self, field: str, default: str | None = None) -> str:
@@ -35,7 +36,9 @@ class Cells:
 
     def checked(self, value: Any, name: str) -> str:
         if not isinstance(value, str):
-            raise self.row.error(f"field {name!r} must be text, but it is {kind(value)}")
+            missing = value is None or (isinstance(value, float) and not math.isfinite(value))
+            raise self.row.error(f"field {name!r} must be text, but it is {kind(value)}; "
+                                 f"{'fill it in or remove the row' if missing else 'write it as text'}")
         try:
             value.encode()
         except UnicodeEncodeError as error:

@@ -183,7 +183,7 @@ def test_a_row_that_asks_nothing() -> None:
 @pytest.mark.parametrize(("rows", "options", "words"), [
     ([{"prompt": "a", "completion": "b"}, {"prompt": "a", "complotion": "b"}], {},
      ["d.jsonl, line 2", "no field 'completion'", "prompt, complotion"]),
-    ([{"prompt": "a", "completion": 3}], {}, ["line 1", "'completion' must be text, but it is a number: 3"]),
+    ([{"prompt": "a", "completion": 3}], {}, ["line 1", "'completion' must be text, but it is a number: 3; write it as text"]),
     ([{"prompt": "a", "completion": None}], {}, ["line 1", "but it is null"]),
     ([{"instruction": "a", "input": ["x"], "output": "b"}], {}, ["line 1", "'input' must be text, but it is a list"]),
     ([{"messages": "hello"}], {}, ["line 1", "'messages' must be a list of objects, but it is text"]),
