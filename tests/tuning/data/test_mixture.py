@@ -165,7 +165,8 @@ def test_a_table_whose_header_is_data_is_told_of_positions(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(("lines", "words"), [
     ([{"text": "x", "label": [1]}], "line 1: field 'label' must be text, but it is a list"),
-    ([{"text": "x", "label": 1}, {"text": "x"}], "line 2: the row has no field 'label', which is its label; it has text. Fill it in or remove the row"),
+    ([{"text": "x", "label": 1}, {"text": "x"}],
+     "line 2: the row has no field 'label', which is its label; it has text. Fill it in or remove the row"),
     ([{"text": None, "label": 1}], "line 1: field 'text' must be text, but it is null; fill it in or remove the row"),
 ])
 def test_rows_that_cannot_be_put(tmp_path: Path, lines: list[dict[str, Any]], words: str) -> None:
