@@ -11,6 +11,7 @@ from transformers import (
     DistilBertForSequenceClassification,
     GemmaConfig,
     GemmaForCausalLM,
+    GemmaForSequenceClassification,
     GPT2Config,
     GPT2ForSequenceClassification,
     GPT2LMHeadModel,
@@ -21,6 +22,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen2ForSequenceClassification,
     RobertaConfig,
     RobertaForSequenceClassification,
 )
@@ -49,6 +51,15 @@ def tokenizer(chat: bool = True) -> PreTrainedTokenizerFast:
 VOCABULARY = len(SPECIAL) + len(WORDS)
 _SIZES = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
           "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128}
+DECODERS = {  # configuration, language model, classifier
+    "llama": (LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM, Qwen2ForSequenceClassification),
+    "gemma": (GemmaConfig, GemmaForCausalLM, GemmaForSequenceClassification),
+}
+
+
+def _extra(kind: str) -> dict[str, int]:
+    return {"head_dim": 8} if kind == "gemma" else {}
 
 
 def causal(kind: str = "llama", **changes: object) -> PreTrainedModel:
@@ -57,11 +68,9 @@ def causal(kind: str = "llama", **changes: object) -> PreTrainedModel:
         model: PreTrainedModel = GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4,
                                                             n_positions=128, bos_token_id=1, eos_token_id=1))
     else:
-        config, build = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen2ForCausalLM),
-                         "gemma": (GemmaConfig, GemmaForCausalLM)}[kind]
-        extra = {"head_dim": 8} if kind == "gemma" else {}
+        config, build, _ = DECODERS[kind]
         model = build(config(**_SIZES, tie_word_embeddings=True, bos_token_id=1, eos_token_id=1, pad_token_id=0,
-                             **extra, **changes))
+                             **_extra(kind), **changes))
     return _frozen(model)
 
 
@@ -74,8 +83,9 @@ def classifier(kind: str = "bert", labels: int = 2) -> PreTrainedModel:
         model = DistilBertForSequenceClassification(DistilBertConfig(
             vocab_size=VOCABULARY, dim=32, hidden_dim=48, n_layers=2, n_heads=4, max_position_embeddings=128,
             num_labels=labels, pad_token_id=0))
-    elif kind == "llama":
-        model = LlamaForSequenceClassification(LlamaConfig(**_SIZES, num_labels=labels, pad_token_id=0))
+    elif kind in DECODERS:
+        config, _, build = DECODERS[kind]
+        model = build(config(**_SIZES, **_extra(kind), num_labels=labels, pad_token_id=0))
     else:
         config, build = {"bert": (BertConfig, BertForSequenceClassification),
                          "roberta": (RobertaConfig, RobertaForSequenceClassification)}[kind]

@@ -19,7 +19,7 @@ from finemesh.tuning.training import Plan, fine_tune
 from tests import tiny
 
 CASES = [(kind, "instruct") for kind in ("llama", "qwen2", "gemma", "gpt2")] + [
-    (kind, "classify") for kind in ("bert", "roberta", "distilbert", "llama", "gpt2")] + [("bert", "regress")]
+    (kind, "classify") for kind in ("bert", "roberta", "distilbert", "llama", "qwen2", "gemma", "gpt2")] + [("bert", "regress")]
 RATES = {  # for the toy; a search finds them for real tasks
     "full": 5e-3, "head": 5e-2, "prompt": 2e-2, "prefix": 1e-2, "p_tuning": 1e-2, "p_tuning_v2": 5e-2, "sift": 1e-2,
     "instruction_prompt": 2e-2,
