@@ -12,9 +12,7 @@ the trial that it thinks best.
 import argparse
 import json
 import math
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,7 +23,7 @@ import numpy as np
 import optuna
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import Trial, TrialState
-from replay import LLAMA, Landscape, Replay, published, recorded
+from replay import LLAMA, Landscape, Replay, in_memory, published, recorded
 from result import machine, show, versions
 from rich.table import Table
 from sides import DATA
@@ -34,7 +32,9 @@ from finemesh.run import RunFolder
 from finemesh.search.budget import Budget
 from finemesh.search.fidelities import FIDELITIES
 from finemesh.search.samplers import OPTIMIZERS, NomadSampler
+from finemesh.search.space import Space
 from finemesh.search.study import run_search
+from finemesh.search.transfer import Known
 from finemesh.trial import Outcome
 
 HERE = Path(__file__).parent
@@ -123,20 +123,20 @@ def evaluate(study: optuna.Study, landscape: Landscape, seed: int, best: Best,
     best.add(method, point, 1.0, loss)
 
 
-def finemesh(optimizer: str, fidelity: str, landscape: Landscape, seed: int, *, first: bool = True) -> Trace:
+def finemesh(optimizer: str, fidelity: str, landscape: Landscape, seed: int) -> Trace:
     """As `finemesh search` does it, until as many steps are trained as FULL trials have."""
-    memory = Path("/dev/shm")
-    folder = Path(tempfile.mkdtemp(dir=memory if memory.is_dir() else None))
-    try:
+    with in_memory() as folder:
         run = RunFolder(folder)
-        run.path.mkdir(parents=True, exist_ok=True)
-        outcomes = run_search(
-            landscape.space, OPTIMIZERS[optimizer](seed, 1), Budget(POINTS[fidelity]), Replay(landscape), run, seed=seed,
-            steps=landscape.steps, fidelity=FIDELITIES[fidelity](landscape.steps, None, REDUCTION),
-            first=list(landscape.references.items()) if first else [])
-    finally:
-        shutil.rmtree(folder)
-    return traced(landscape, outcomes)
+        return traced(landscape, searched(landscape, landscape.space, optimizer, fidelity, POINTS[fidelity], seed, run))
+
+
+def searched(landscape: Landscape, space: Space, optimizer: str, fidelity: str, points: int, seed: int, run: RunFolder,
+             earlier: Sequence[Known] = ()) -> list[Outcome]:
+    """A search over `space`, the landscape's or a part of it, the reference settings first."""
+    return run_search(
+        space, OPTIMIZERS[optimizer](seed, 1), Budget(points), Replay(landscape), run, seed=seed, steps=landscape.steps,
+        fidelity=FIDELITIES[fidelity](landscape.steps, None, REDUCTION), earlier=earlier,
+        first=[(method, point) for method, point in landscape.references.items() if method in space.methods])
 
 
 POINTS = {"full": FULL, "halving": 100, "hyperband": 80, "curve": 80}  # new points of a search, more than it can spend

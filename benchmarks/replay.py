@@ -10,12 +10,14 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, combinations, pairwise
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -228,6 +230,14 @@ def published(file: Path) -> Landscape:
     surface = Surface(space, points, np.array([[line["validation_loss"]] for line in lines]), [], 0.0,
                       median(line["train_seconds"] for line in lines), {})
     return Landscape(LLAMA, Space({"lora": space}), {"lora": points[0]}, {"lora": surface}, [1], 1.0, np.zeros(1), 0.0)
+
+
+@contextmanager
+def in_memory() -> Iterator[Path]:
+    """A folder for the runs of replays, gone afterwards; in memory where the system has such a place."""
+    memory = Path("/dev/shm")
+    with TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
+        yield Path(folder)
 
 
 class Replay:

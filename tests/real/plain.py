@@ -1,8 +1,9 @@
 """SmolLM2 with a saved adapter as anyone loads it, with nothing of finemesh.
 
-    python plain.py ADAPTER MESSAGES.jsonl               its losses, as JSON
+    python plain.py ADAPTER MESSAGES.jsonl [--merged] [MODULE ...]        its losses by row, as JSON; MODULEs are imported first
 """
 
+import importlib
 import importlib.util
 import json
 import sys
@@ -36,21 +37,16 @@ def plain_losses(model, tokenizer, messages) -> torch.Tensor:
     return F.cross_entropy(logits[0, -ids.size(1):-1], ids[0, 1:], reduction="none")[start - 1:]
 
 
-def file_losses(model, tokenizer, rows: list[str]) -> list[list[float]]:
-    return [plain_losses(model, tokenizer, json.loads(row)["messages"]).tolist() for row in rows]
-
-
-def main(adapter: Path, messages: Path) -> None:
-    about = json.loads((adapter / "adapter_config.json").read_text())
-    if about["peft_type"] == "BOTTLENECK":
-        import finemesh  # noqa: F401 - PEFT learns this format from it
-    model, tokenizer = plainly_loaded(adapter)
-    rows = messages.read_text().splitlines()
-    document = {"losses": file_losses(model, tokenizer, rows), "finemesh": "finemesh" in sys.modules}
-    if about["peft_type"] in ("LORA", "SHIRA"):
-        document["merged"] = file_losses(model.merge_and_unload(), tokenizer, rows)
-    print(json.dumps(document))
+def main(adapter: str, messages: str, *rest: str) -> None:
+    for module in rest:
+        if module != "--merged":
+            importlib.import_module(module)
+    model, tokenizer = plainly_loaded(Path(adapter))
+    if "--merged" in rest:
+        model = model.merge_and_unload()
+    rows = Path(messages).read_text().splitlines()
+    print(json.dumps([plain_losses(model, tokenizer, json.loads(row)["messages"]).tolist() for row in rows]))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(*sys.argv[1:])

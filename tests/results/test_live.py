@@ -1,11 +1,14 @@
 import io
 import re
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from finemesh.results.live import Display, Progress, live
+from finemesh.search.observer import Observer
 from finemesh.trial import Job, Outcome
 
 LORA = {"learning_rate": 1e-3, "rank": 8, "dropout": 0.05, "targets": "all_linear"}
@@ -20,14 +23,14 @@ def ended(number: int, loss: float | None = 2.0, state: str = "complete", **more
                    seconds=21.0, **more)  # type: ignore[arg-type]
 
 
-def plain(**options: object) -> tuple[object, io.StringIO]:
+def plain(**options: Any) -> tuple[AbstractContextManager[Observer], io.StringIO]:
     stream = io.StringIO()
-    return live(Console(file=stream, width=60), **options), stream  # type: ignore[arg-type]
+    return live(Console(file=stream, width=60), **options), stream
 
 
 def test_without_a_terminal_a_line_a_trial() -> None:
     watched, stream = plain(trials=4)
-    with watched as observer:  # type: ignore[attr-defined]
+    with watched as observer:
         observer.phase("search", 4)
         for outcome in (ended(0), ended(1, 1.5), ended(2, None, "failed", error="ValueError: no\nsuch layer"),
                         ended(3, 1.5, duplicate_of=1)):
@@ -48,7 +51,7 @@ def test_without_a_terminal_a_line_a_trial() -> None:
 
 def test_phases_after_the_search_count_from_nothing_and_name_seeds() -> None:
     watched, stream = plain(trials=2)
-    with watched as observer:  # type: ignore[attr-defined]
+    with watched as observer:
         observer.ended(ended(0))
         observer.phase("leaders and references", 2)
         observer.started(job(0, "repeats", seed=1))
@@ -66,7 +69,7 @@ def test_phases_after_the_search_count_from_nothing_and_name_seeds() -> None:
 def test_a_resumed_search_goes_on_counting_and_knows_its_best() -> None:
     earlier = [ended(0, 1.2), ended(1, 1.2, duplicate_of=0), ended(2, 1.4)]
     watched, stream = plain(trials=4, resumed=3, earlier=earlier)
-    with watched as observer:  # type: ignore[attr-defined]
+    with watched as observer:
         observer.phase("search", 4)
         observer.ended(ended(3, 1.3))
     line = stream.getvalue().splitlines()[1]
@@ -76,7 +79,7 @@ def test_a_resumed_search_goes_on_counting_and_knows_its_best() -> None:
 
 def test_points_that_are_not_started_take_one_line_in_all() -> None:
     watched, stream = plain(trials=4)
-    with watched as observer:  # type: ignore[attr-defined]
+    with watched as observer:
         observer.phase("search", 4)
         for number in range(3):
             observer.ended(ended(number, None, "infeasible", error="too many", started=False))

@@ -20,8 +20,8 @@ class Cells:
         column = self.columns[field]
         if column not in self.row.fields:
             raise self.row.error(f"the row has no field {column!r}, which is its {field}; it has "
-                                 f"{', '.join(self.row.fields) or 'none'}. Fill it in or remove the row; data.columns maps "
-                                 "columns of other names")
+                                 f"{', '.join(self.row.fields) or 'none'}. Fill it in or remove the row; "
+                                 "`columns` below the file's name in the config maps columns of other names")
         return self.row.fields[column]
 
     def text(self, field: str, default: str | None = None) -> str:
