@@ -28,7 +28,9 @@ def interval(result: Mapping[str, Any]) -> str:
 
 
 def setting(value: Any) -> str:
-    """1e-4, 0.05, 16, all_linear: three significant digits."""
+    """1e-4, 0.05, 16, all_linear, "Answer briefly.": three significant digits, text of several words in quotes."""
+    if isinstance(value, str) and " " in value:
+        return f'"{value}"'
     if isinstance(value, bool) or not isinstance(value, float):
         return str(value)
     if value == 0:

@@ -5,7 +5,7 @@ from finemesh.results import words
 
 @pytest.mark.parametrize(("value", "text"), [
     (2e-4, "2e-4"), (0.0002345, "2.35e-4"), (0.05, "0.05"), (0.0, "0"), (16, "16"), (1234.6, "1235"), (2.5e6, "2.5e6"),
-    (True, "True"), ("all_linear", "all_linear"), (-3e-5, "-3e-5")])
+    (True, "True"), ("all_linear", "all_linear"), (-3e-5, "-3e-5"), ("Answer briefly.", '"Answer briefly."')])
 def test_settings_are_short(value: object, text: str) -> None:
     assert words.setting(value) == text
 

@@ -122,6 +122,13 @@ def test_the_history_and_the_table_tell_states_apart(make_run: Make) -> None:
     assert len(leaders) == 3
 
 
+def test_a_chart_leaves_room_for_its_longest_label(make_run: Make) -> None:
+    page = Page(write_report(make_run(methods=("instruction_prompt",), space=True)).read_text(encoding="utf-8"))
+    longest = [int(str(chart["style"]).partition("--longest:")[2]) for chart in page.of("labelled")]
+    assert max(longest) in (len("instruction_prompt 1"), len("instruction_prompt 10"))
+    assert "instruction_prompt" in page.texts["span"]
+
+
 def test_a_large_search_stays_small_and_tells_what_mattered(make_run: Make) -> None:
     run = make_run(trials=150, methods=("lora", "full"), fates={3: "failed"}, space=True)
     path = write_report(run)
