@@ -78,6 +78,13 @@ def write_topics(folder: Path) -> Path:
     return path
 
 
+def with_data(landscape: Landscape, folder: Path) -> Landscape:
+    """The landscape with its rows' file written into `folder`, where no package holds them."""
+    if landscape.dataset.name != "topics":
+        return landscape
+    return replace(landscape, dataset=replace(landscape.dataset, train=str(write_topics(folder).absolute())))
+
+
 class Survey(Recording):
     """One landscape as far as it is recorded."""
 
@@ -202,11 +209,8 @@ def main() -> None:
     assert all(method in METHODS for landscape in chosen for method in landscape.methods)
     out.mkdir(parents=True, exist_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
-    questions = write_topics(out)
     for landscape in chosen:
-        if landscape.dataset.train == questions.name:
-            landscape = replace(landscape, dataset=replace(landscape.dataset, train=str(questions.absolute())))
-        record(landscape, out, folder, arguments.threads)
+        record(with_data(landscape, out), out, folder, arguments.threads)
     found = document(chosen, folder)
     show(found, arguments.json, table(found["landscapes"]))
 

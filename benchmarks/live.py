@@ -1,11 +1,11 @@
-"""The optimizers' comparison once more with real trials: SmolLM2-135M-Instruct on the demo's task (landscapes.py's chatterbot).
+"""The optimizers' comparison once more with real trials: SmolLM2-135M-Instruct on the demo's task, MiniLM-L6 on topics.
 
 TPE as Optuna has it, every trial of full length, against NOMAD with halving for half as many tokens, each from nothing.
 What a search thinks best at any time is then trained anew on fresh seeds, and judged by their mean validation loss. Trials
 and judgements are kept in `--out`: started again, the command goes on.
 `live_tokens_vs_tpe30`: tokens until the loss is that of TPE's last choice, over the tokens of all TPE trials.
 
-    python benchmarks/live.py [--quick] [--trials 30] [--seed 0] [--threads N] [--out runs/live] [--json]
+    python benchmarks/live.py [--quick] [--task chatterbot] [--trials 30] [--seed 0] [--threads N] [--out runs/live] [--json]
 """
 
 import argparse
@@ -19,7 +19,7 @@ from typing import Any
 
 import optuna
 from filelock import FileLock
-from landscapes import LANDSCAPES, Survey
+from landscapes import LANDSCAPES, Survey, with_data
 from methods_results import Run
 from optimizers import REDUCTION, Trace, at, traced, until
 from recording import Recording
@@ -35,7 +35,7 @@ from finemesh.search.samplers import OPTIMIZERS
 from finemesh.search.study import run_search
 from finemesh.trial import Outcome
 
-LANDSCAPE = next(one for one in LANDSCAPES if one.dataset.name == "chatterbot")
+TASKS = {one.dataset.name: one for one in LANDSCAPES}
 SHARE = 0.5  # of TPE's tokens that NOMAD may spend
 POINTS_A_TRIAL = 9 / 3  # of a bracket 9-3-2: its points over its steps, in full-length trials
 SHOWN = (3, 6, 10, 15, 20, 30)
@@ -94,7 +94,7 @@ def measure(survey: Survey, trials: int, seed: int, fresh: Sequence[int]) -> dic
                     "spent": trace[-1][0], "tokens_vs_tpe30": until(trace, goal) / trials} for name, trace in traces.items()}
     return {"ratios": {f"live_tokens_vs_tpe30_{name}": round(entry["tokens_vs_tpe30"], 4) for name, entry in found.items()
                        if math.isfinite(entry["tokens_vs_tpe30"])},
-            "searches": found, "trials": trials, "seed": seed, "machine": machine(),
+            "searches": found, "trials": trials, "seed": seed, "task": survey.dataset.name, "machine": machine(),
             "versions": versions("finemesh", "optuna", "PyNomadBBO", "torch", "transformers")}
 
 
@@ -111,6 +111,7 @@ def table(result: Mapping[str, Any]) -> Table:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two methods, two trials' steps: some minutes")
+    parser.add_argument("--task", choices=tuple(TASKS), default="chatterbot")
     parser.add_argument("--trials", type=int, default=30, help="of TPE, all of full length")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, help="of the worker (default: all cores)")
@@ -118,10 +119,12 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    landscape = replace(LANDSCAPE, methods=("lora", "head")) if arguments.quick else LANDSCAPE
+    landscape = TASKS[arguments.task]
+    if arguments.quick:
+        landscape = replace(landscape, methods=("lora", "head"))
     arguments.out.mkdir(parents=True, exist_ok=True)
     with FileLock(arguments.out / ".lock", timeout=1):
-        survey = Survey(landscape, arguments.out, arguments.out, arguments.threads)
+        survey = Survey(with_data(landscape, arguments.out), arguments.out, arguments.out, arguments.threads)
         trials, fresh = (2, FRESH[:2]) if arguments.quick else (arguments.trials, FRESH)
         result = measure(survey, trials, arguments.seed, fresh)
     show(result, arguments.json, table(result))
