@@ -27,6 +27,7 @@ from finemesh.tuning.data.instructions import Template
 from finemesh.tuning.data.mixture import TaskSource, load_tasks
 from finemesh.tuning.data.questions import put_questions, read_instructions, read_questions
 from finemesh.tuning.data.split import NAMES, Splits, load, read_splits
+from finemesh.tuning.kernels.decoder import FAMILIES, way_through
 from finemesh.tuning.machine import describe_machine, usable_cores
 from finemesh.tuning.methods import METHODS, Context
 from finemesh.tuning.models import (
@@ -120,6 +121,9 @@ def searched_space(config: Config, splits: Splits, source: ModelSource) -> Space
     wanted = config.spaces if config.spaces is not None else {name: {} for name in fitting}
     space = whole_space().narrowed(wanted)
     with config.placed():
+        if config.search.precision == "int8" and not fit.has_fast_way:
+            raise FieldError(f"int8 is for causal models of the types {', '.join(FAMILIES)}, on processors, and "
+                             f"{type(fit.model).__name__} is none: leave it at auto", "search", "precision")
         for index, (method, written) in enumerate(wanted.items()):
             if reasons[method]:
                 raise FieldError(f"{method} does not fit: {reasons[method]}. These do: {', '.join(fitting)}.",
@@ -152,6 +156,10 @@ class _Fit:
         pairs, _ = encode_all(splits.train[:LOOKED_AT], tokenizer, length, splits.task, labels=splits.labels)
         return _Fit(model, Context(splits.task, tokenizer, [example for example, _ in pairs], [row for _, row in pairs],
                                    length, context_length(model.config), config.search.seed))
+
+    @property
+    def has_fast_way(self) -> bool:
+        return way_through(self.model, self.context.max_length) is not None
 
     def reason(self, method: str) -> str | None:
         """Why the method does not fit at all: for its kind, or because even its smallest settings are too much."""
@@ -239,7 +247,11 @@ def whole_space() -> Space:
 def _task(config: Config, run: RunFolder, source: ModelSource, splits: Splits, here: int) -> Task:
     search = config.search
     max_length = min(config.data.max_length, context_of(source))  # the rows are shorter, but not all that will be asked
-    precision = on_a_node(measure_precision, **config.ray.model_dump()) if config.executor == "ray" else measure_precision()
+    measured = on_a_node(measure_precision, **config.ray.model_dump()) if config.executor == "ray" else measure_precision()
+    with config.placed():
+        if search.precision == "int8" and not measured.int8_gops:
+            raise FieldError("int8 is for processors, and trials run on a GPU here: leave it at auto", "search", "precision")
+    precision = measured.chosen(search.precision)
     return Task(source, splits.task, run.splits.resolve(), splits.labels, max_length, search.batch_size,
                 accumulation=search.accumulation, steps=search.steps, seed=search.seed, precision=precision,
                 threads=max(1, int(config.ray.cpus) if config.executor == "ray" else usable_cores() // here))

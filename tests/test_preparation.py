@@ -42,6 +42,8 @@ def refused(capsys: Captured, *command: str | Path) -> str:
      "line 7: search.constraints: accuracy is not measured for task: instruct"),
     ("causal", "pairs", 32, "lora: {}\nsearch: {objectives: [validation_loss, accuracy]}",
      "line 7: search.objectives: accuracy is not measured for task: instruct"),
+    ("encoder", "labels", 32, "lora: {}\nsearch: {precision: int8}",
+     "line 7: search.precision: int8 is for causal models of the types Llama, Mistral, Qwen2, on processors, and Bert"),
     *(("causal", "pairs", 32, f"{method}: {{length: 9000}}", f"line 6: methods.{method}.length: 9000 cannot be used here")
       for method in ("prefix", "prompt", "p_tuning", "p_tuning_v2")),
 ])

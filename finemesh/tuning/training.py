@@ -6,6 +6,7 @@ A run is a function of its plan: cut at any update and continued from a checkpoi
 import json
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch import nn
 from finemesh.tuning.checkpoint import Checkpoint, load_optimizer_state, optimizer_state
 from finemesh.tuning.data.batches import Encoded, collate, training_batches
 from finemesh.tuning.evaluation.loss import batch_losses
+from finemesh.tuning.kernels.int8 import FrozenInInt8
 from finemesh.tuning.methods import Method, Point
 from finemesh.tuning.models import TaskName
 from finemesh.tuning.schedule import Schedule
@@ -37,6 +39,7 @@ class Plan:
     pad_id: int
     accumulation: int = 1  # micro-batches an update
     clip: float = 1.0  # largest gradient norm
+    int8: bool = False  # products with frozen weights in 8-bit integers while training; validation is as without
     validations: int = 2  # along the way, the last at the horizon
 
     def validates(self, step: int) -> bool:
@@ -115,6 +118,7 @@ class _Run:
         self.folder, self.report, self.peak_memory_mb = folder, report, peak_memory_mb
         self.scored_a_row = sum(sum(row.scored) for row in rows) / len(rows) if plan.task == "instruct" else 1.0
         self.progress = Progress(curve=[])
+        self.frozen: AbstractContextManager[Any] = FrozenInInt8() if plan.int8 else nullcontext()
         self.parameters = [p for p in tuned.parameters() if p.requires_grad]
         (folder / "curve.jsonl").write_text("", encoding="utf-8")
         self._clock = time.monotonic()
@@ -132,7 +136,7 @@ class _Run:
         parts = [collate(list(batch[i:i + size]), plan.pad_id) for i in range(0, len(batch), size)]
         total, count = 0.0, 0
         for part in parts:
-            with self.accelerator.autocast():
+            with self.accelerator.autocast(), self.frozen:
                 losses = batch_losses(self.tuned, part.to(device), plan.task).losses
                 loss = losses.sum() / (self.scored_a_row * len(batch))
             self.accelerator.backward(loss)

@@ -55,6 +55,16 @@ def test_dropout_is_continued_exactly(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(LORA.state(whole).values(), LORA.state(cut).values(), strict=True))
 
 
+def test_training_in_int8_is_validated_without_and_continued_exactly(tmp_path):
+    _, plain = tune(tmp_path / "a")
+    whole, progress = tune(tmp_path / "b", int8=True)
+    tune(tmp_path / "c", 2, int8=True)
+    cut, _ = tune(tmp_path / "c", int8=True)
+    assert progress.curve[0].validation_loss == plain.curve[0].validation_loss
+    assert 0 < abs(progress.curve[-1].validation_loss - plain.curve[-1].validation_loss) < 0.01
+    assert all(torch.equal(a, b) for a, b in zip(LORA.state(whole).values(), LORA.state(cut).values(), strict=True))
+
+
 def test_a_cut_run_followed_the_long_schedule():
     long = Schedule.over(100)
     assert [Schedule.over(100).factor(i) for i in range(30)] == [long.factor(i) for i in range(30)]

@@ -1,5 +1,6 @@
 """Compile every kernel now (`python -m finemesh.tuning.kernels`), so that no trial waits for it: a step of a tiny model."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -7,6 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from finemesh.tuning.data.batches import Batch
 from finemesh.tuning.kernels.decoder import scored_losses
+from finemesh.tuning.kernels.int8 import FrozenInInt8
 from finemesh.tuning.kernels.sampled import Entries, Tokens
 
 IDS = torch.tensor([[1, 2, 3, 4], [1, 2, 5, 0]])
@@ -19,10 +21,12 @@ def main() -> None:
     model: Any = LlamaForCausalLM(config)
     full, half = torch.float32, torch.bfloat16
     for weights, computing in ((full, full), (half, half), (full, half)):
-        with torch.autocast("cpu", half, enabled=computing == half):
-            losses = scored_losses(model.to(weights), BATCH)
-        assert losses is not None
-        losses.sum().backward()
+        for frozen in (nullcontext(), FrozenInInt8()):
+            model.model.layers.requires_grad_(isinstance(frozen, nullcontext))
+            with torch.autocast("cpu", half, enabled=computing == half), frozen:
+                losses = scored_losses(model.to(weights), BATCH)
+            assert losses is not None
+            losses.sum().backward()
         tokens = Tokens(torch.randn(4, 16, dtype=computing))
         Entries(torch.tensor([3], dtype=torch.int32), (16, 16)).gradient(tokens, tokens)
 

@@ -16,7 +16,8 @@ from numba import config, types
 from numba.extending import intrinsic
 
 Function = Callable[..., Any]
-STORED = {torch.float32: torch.float32, torch.bfloat16: torch.uint16, torch.int32: torch.int32, torch.int64: torch.int64}
+STORED = {torch.float32: torch.float32, torch.bfloat16: torch.uint16, torch.int8: torch.int8, torch.int32: torch.int32,
+          torch.int64: torch.int64}
 WORD = ir.IntType(32)
 FREEDOM = {"reassoc", "contract", "nsz", "arcp"}  # of the order of sums; not that there are no NaN and no infinities
 

@@ -72,7 +72,7 @@ def way_through(model: nn.Module, time: int) -> Way | None:
 
 
 def _as_built(causal: Any, family: str, time: int) -> bool:
-    """Whether every module on the way is the family's own, on the CPU, without hooks."""
+    """Whether every module on the way is the family's own, on the CPU (or without weights), without hooks."""
     config, decoder = causal.config, causal.model
     window = config.sliding_window if getattr(config, "use_sliding_window", family == "Mistral") else None
     if config.hidden_act != "silu" or config.attention_dropout or (window is not None and time > window):
@@ -82,7 +82,7 @@ def _as_built(causal: Any, family: str, time: int) -> bool:
     head = causal.get_output_embeddings()
     if type(head) is not nn.Linear or head.bias is not None:
         return False
-    if head.weight.device.type != "cpu":
+    if head.weight.device.type not in ("cpu", "meta"):
         return False
     for layer in decoder.layers:
         kinds = (layer, layer.self_attn, _own(layer.mlp), layer.input_layernorm, layer.post_attention_layernorm)

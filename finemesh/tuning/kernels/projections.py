@@ -4,7 +4,8 @@ y_i = x W_i^T + b_i + (x A_i^T) (s_i B_i)^T + residual
 dx = sum_i dy_i W_i + du A,  du_i = dy_i s_i B_i,  dA = du^T x,  dB_i = s_i dy_i^T u_i,  u = x A^T with A all A_i stacked.
 A sparse increment is folded into W_i already; of dW_i = dy_i^T x only its entries are computed.
 
-What is frozen costs nothing in the backward pass; casts are of weights that are trained, never of activations.
+What is frozen costs nothing in the backward pass; casts are of weights that are trained, never of activations. Within
+FrozenInInt8, x W_i^T and dy_i W_i of frozen weights are done in 8 bits (int8.py).
 """
 
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import nn
 from torch.autograd import Function
 
+from finemesh.tuning.kernels.int8 import Rounded, frozen_in_int8, rounded
 from finemesh.tuning.kernels.sampled import Entries, Tokens
 
 TENSORS = 5  # of a layer: W, b, A, B, delta
@@ -117,13 +119,36 @@ def _one(x: torch.Tensor, layer: nn.Module) -> torch.Tensor:
     return torch.addmm(base, low, (parts.lora.b * parts.lora.scale).to(x.dtype).t())
 
 
+def _is_frozen(part: Parts) -> bool:
+    return part.sparse is None and not part.weight.requires_grad
+
+
+def _forward(x: torch.Tensor | Rounded, weight: torch.Tensor | Rounded, residual: torch.Tensor | None,
+             dtype: torch.dtype) -> torch.Tensor:
+    """x W^T + residual."""
+    if isinstance(x, Rounded) and isinstance(weight, Rounded):
+        return x.product(weight.values.t(), weight.scale, residual, dtype)
+    assert isinstance(x, torch.Tensor)
+    assert isinstance(weight, torch.Tensor)
+    return x @ weight.t() if residual is None else torch.addmm(residual, x, weight.t())
+
+
+def _backward(dy: torch.Tensor, weight: torch.Tensor | Rounded, dx: torch.Tensor | None) -> torch.Tensor:
+    """dx + dy W; dx may be written over."""
+    if isinstance(weight, Rounded):
+        return rounded(dy, weight.scale).product(weight.values, torch.ones(weight.values.size(1)), dx, dy.dtype)
+    return dy @ weight if dx is None else dx.addmm_(dy, weight)
+
+
 class _Projections(Function):
     """Arguments: the layers, x, the residual or None, then each layer's tensors W_i, b_i, A_i, B_i, delta_i."""
 
     @staticmethod
     def forward(ctx: Any, parts: Sequence[Parts], x: torch.Tensor, residual: torch.Tensor | None,
                 *tensors: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
-        weights = [part.weight.to(x.dtype) for part in parts]
+        eight = frozen_in_int8() if all(_is_frozen(part) for part in parts) else None
+        read = rounded(x) if eight else x
+        weights = [eight.copy_of(part.weight) if eight else part.weight.to(x.dtype) for part in parts]
         downs: list[torch.Tensor] = [part.lora.a for part in parts if part.lora]
         ups = [(part.lora.b * part.lora.scale).to(x.dtype) if part.lora else None for part in parts]
         down = torch.cat(downs).to(x.dtype) if downs else None  # (sum of ranks, in)
@@ -131,14 +156,15 @@ class _Projections(Function):
         outputs = []
         at = 0
         for part, weight, up in zip(parts, weights, ups, strict=True):
-            y = x @ weight.t() if residual is None else torch.addmm(residual, x, weight.t())
+            y = _forward(read, weight, residual, x.dtype)
             if part.bias is not None:
                 y += part.bias.to(x.dtype)
             if up is not None and low is not None:
                 y.addmm_(low[:, at:at + up.size(1)], up.t())
                 at += up.size(1)
             outputs.append(y)
-        ctx.save_for_backward(x, down, low, *weights, *ups)
+        ctx.rounded = weights if eight else None
+        ctx.save_for_backward(x, down, low, *ups, *([] if eight else weights))
         ctx.parts = parts
         return tuple(outputs)
 
@@ -146,7 +172,7 @@ class _Projections(Function):
     def backward(ctx: Any, *dys: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, down, low, *rest = ctx.saved_tensors
         count = len(dys)
-        weights, ups = rest[:count], rest[count:]
+        ups, weights = rest[:count], ctx.rounded or rest[count:]
         _, needs_x, needs_residual, *needs = ctx.needs_input_grad
         shared = Tokens(x)
         gradients: list[torch.Tensor | None] = []
@@ -162,7 +188,7 @@ class _Projections(Function):
                     d_up = (low[:, at:at + up.size(1)].t() @ dy).t().float().mul_(part.lora.scale)
                 at += up.size(1)
             if needs_x:
-                dx = dy @ weight if dx is None else dx.addmm_(dy, weight)
+                dx = _backward(dy, weight, dx)
             d_delta = part.sparse.gradient(Tokens(dy), shared) if needs_delta else None
             gradients += [dy.t() @ x if needs_weight else None, dy.sum(0) if needs_bias else None, None, d_up, d_delta]
         if d_lows:
