@@ -9,6 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from sides import Turns, replies
 
 from finemesh.tuning.data.batches import Encoded, collate
 from finemesh.tuning.evaluation.loss import batch_losses
+from finemesh.tuning.kernels.int8 import FrozenInInt8
 from finemesh.tuning.methods import METHODS, Context
 from finemesh.tuning.models import find_model, load_model, load_tokenizer
 from finemesh.tuning.schedule import Schedule
@@ -38,7 +40,7 @@ def longest(rows: Iterable[Any]) -> list[Any]:
     return sorted(rows, key=lambda row: -len(row["input_ids"] if isinstance(row, dict) else row.input_ids))[:BATCH]
 
 
-def finemesh(folder: Path, turns: Turns) -> None:
+def finemesh(folder: Path, turns: Turns, name: str, *, int8: bool) -> None:
     rows, source = rows_in(folder, "train"), find_model(MODEL)
     tokenizer = load_tokenizer(source)
     pad_id = int(tokenizer.pad_token_id)
@@ -47,10 +49,11 @@ def finemesh(folder: Path, turns: Turns) -> None:
     torch.manual_seed(0)
     tuned = method.prepare(model, POINT, Context("instruct", tokenizer, [], rows, 256, 8192, 0))
     accelerator = Accelerator(mixed_precision="bf16")
+    frozen: AbstractContextManager[Any] = FrozenInInt8() if int8 else nullcontext()
     trained = 0
 
     def update(batch: list[Encoded]) -> None:
-        with accelerator.autocast():
+        with accelerator.autocast(), frozen:
             loss = batch_losses(tuned, collate(batch, pad_id), "instruct").losses.mean()
         loss.backward()
         tuned.zero_grad()
@@ -65,9 +68,10 @@ def finemesh(folder: Path, turns: Turns) -> None:
 
     update(longest(rows))
     turns.say(ready=True)
-    plan = Plan("instruct", steps, steps, BATCH, 0, pad_id, validations=1)
-    fine_tune(tuned, method, POINT, rows, plan, accelerator, lambda: 0.0, folder, report=report)
-    method.save(tuned, folder / "finemesh", "base")
+    plan = Plan("instruct", steps, steps, BATCH, 0, pad_id, int8=int8, validations=1)
+    (folder / f"{name}-run").mkdir()
+    fine_tune(tuned, method, POINT, rows, plan, accelerator, lambda: 0.0, folder / f"{name}-run", report=report)
+    method.save(tuned, folder / name, "base")
     turns.wait()
     turns.say(profile=profile(lambda: update(rows[:BATCH])))
 
@@ -163,7 +167,8 @@ def product_flop(shapes: list[list[int]]) -> float:
 
 
 CONTENDERS: dict[str, Callable[[Path, Turns], None]] = {
-    "finemesh": finemesh,
+    "finemesh": lambda folder, turns: finemesh(folder, turns, "finemesh", int8=False),
+    "finemesh_int8": lambda folder, turns: finemesh(folder, turns, "finemesh_int8", int8=True),
     "trl_bf16": lambda folder, turns: trl(folder, turns, "trl_bf16", half=True, checkpointing=True),
     "trl_fp32": lambda folder, turns: trl(folder, turns, "trl_fp32", half=False, checkpointing=True),
     "trl_bf16_keeping": lambda folder, turns: trl(folder, turns, "trl_bf16_keeping", half=True, checkpointing=False),

@@ -25,6 +25,7 @@ from sides import DATA, Side
 
 HERE = Path(__file__).parent
 BATCH = 8
+OURS = ("finemesh", "finemesh_int8")
 VALIDATION_ROWS = 48
 
 
@@ -80,7 +81,7 @@ def measure(rows: int, names: list[str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         prepare(folder, rows)
-        environments = dict.fromkeys(names, threads) | {"finemesh": worker_environment(os.cpu_count() or 1)}
+        environments = dict.fromkeys(names, threads) | dict.fromkeys(OURS, worker_environment(os.cpu_count() or 1))
         sides = [Side(name, [str(HERE / "contenders.py"), name, str(folder)], folder, environments[name]) for name in names]
         for turn in range(rows // BATCH):
             for i in range(len(sides)):
@@ -88,14 +89,15 @@ def measure(rows: int, names: list[str]) -> dict[str, Any]:
                 side.step()
                 print(f"step {turn + 1}, {side.name}: {side.steps[-1]['tokens'] / side.steps[-1]['seconds']:.0f} tokens/s",
                       file=sys.stderr, flush=True)
-        profile = sides[0].go()["profile"]
+        profile, profile_int8 = (side.go()["profile"] for side in sides[:len(OURS)])
         for side in sides:
             side.close()
         judged = judge(folder)
-    ours, *others = sides
+    ours, in_int8, *others = sides
     products = profile["gflop"] / profile["seconds"] / judged["gemm_gflops"]["bf16"]
     return {
-        "ratios": {f"tokens_per_second_vs_{side.name}": round(ours.rate() / side.rate(), 2) for side in others},
+        "ratios": {f"tokens_per_second_vs_{side.name}": round(ours.rate() / side.rate(), 2) for side in others} | {
+            f"tokens_per_second_int8_vs_{side.name}": round(in_int8.rate() / side.rate(), 2) for side in (ours, *others)},
         "tokens_per_second": {side.name: round(side.rate(), 1) for side in sides},
         "tokens_per_second_of_all_steps": {side.name: round(sum(s["tokens"] for s in side.steps)
                                                             / sum(s["seconds"] for s in side.steps), 1) for side in sides},
@@ -103,6 +105,7 @@ def measure(rows: int, names: list[str]) -> dict[str, Any]:
         **judged,
         "share_of_gemm_peak": round(products, 3),
         "profile": profile,
+        "profile_int8": profile_int8,
         "machine": machine(),
         "versions": versions("finemesh", "torch", "transformers", "peft", "trl", "accelerate"),
     }
@@ -110,13 +113,13 @@ def measure(rows: int, names: list[str]) -> dict[str, Any]:
 
 def tables(result: dict[str, Any]) -> list[Table]:
     sides = Table(title="LoRA r 8, SmolLM2-135M-Instruct, batch 8, at most 256 tokens a row")
-    for column in ("", "useful tokens/s", "finemesh is faster by", "trained tokens", "validation loss"):
+    for column in ("", "useful tokens/s", "finemesh is faster by", "in int8 by", "trained tokens", "validation loss"):
         sides.add_column(column)
-    sides.add_row("untuned", "", "", "0", f"{result['validation_loss']['untuned']:.4f}")
+    sides.add_row("untuned", "", "", "", "0", f"{result['validation_loss']['untuned']:.4f}")
     for name, rate in result["tokens_per_second"].items():
-        ratio = result["ratios"].get(f"tokens_per_second_vs_{name}")
-        sides.add_row(name, f"{rate:.0f}", f"{ratio:.1f} times" if ratio else "", str(result["trained_tokens"][name]),
-                      f"{result['validation_loss'][name]:.4f}")
+        faster = (result["ratios"].get(f"tokens_per_second_{ours}vs_{name}") for ours in ("", "int8_"))
+        sides.add_row(name, f"{rate:.0f}", *("" if ratio is None else f"{ratio:.1f} times" for ratio in faster),
+                      str(result["trained_tokens"][name]), f"{result['validation_loss'][name]:.4f}")
     peak = result["gemm_gflops"]["bf16"]
     time_of = Table(title=f"A step of finemesh does {result['share_of_gemm_peak']:.0%} of what {peak:.0f} GFLOP/s (bf16) allow")
     time_of.add_column("where its time goes")
@@ -132,7 +135,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, help="training rows, a multiple of 8 (96)")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    names = ["finemesh", "trl_bf16", "trl_fp32", "trl_bf16_keeping"]
+    names = [*OURS, "trl_bf16", "trl_fp32", "trl_bf16_keeping"]
     if not (DATA / "alpaca_en_demo.jsonl").exists():
         sys.exit(f"There is no alpaca_en_demo.jsonl in {DATA}. Set FINEMESH_DATA to the folder that holds it.")
     result = measure((arguments.rows or (32 if arguments.quick else 96)) // BATCH * BATCH, names)
