@@ -47,6 +47,7 @@ class Dataset:
     steps: int = 120
     batch_size: int = 16
     validations: int | None = None  # along the way; None: as many as cost little
+    precision: str = "auto"
 
 
 class Recording:
@@ -59,7 +60,7 @@ class Recording:
         config = Config.model_validate({
             "model": dataset.model, "out": str(self.run.path),
             "data": {"train": source(dataset.train), "max_length": dataset.max_length},
-            "search": {"steps": dataset.steps, "batch_size": dataset.batch_size}})
+            "search": {"steps": dataset.steps, "batch_size": dataset.batch_size, "precision": dataset.precision}})
         with self.run.locked():
             self.run.begin(json.loads(config.model_dump_json(exclude_none=True)))
             if not (self.run.splits / "summary.json").exists():
