@@ -147,6 +147,7 @@ def profile(step: Callable[[], None]) -> dict[str, Any]:
 
 KINDS = {
     "matrix products of linear layers and the head": ("mm", "addmm", "addmm_"),
+    "matrix products in int8": ("_int_mm",),
     "matrix products of attention": ("bmm", "baddbmm"),
     "softmax": ("_softmax", "_softmax_backward_data", "_log_softmax", "exp", "logsumexp"),
     "elementwise": ("mul", "mul_", "add", "add_", "sub_", "div_", "addcmul_", "silu", "silu_", "silu_backward", "rsqrt_",

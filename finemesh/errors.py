@@ -13,6 +13,10 @@ class InputError(Exception):
         super().__init__(place + message)
 
 
+class NoSuchFile(InputError):
+    """A file or a data set that is named is not there."""
+
+
 class FieldError(InputError):
     """A field of the config is wrong in a way that shows only when it is used; Config.placed adds the file and the line."""
 

@@ -35,6 +35,8 @@ def refused(capsys: Captured, *command: str | Path) -> str:
     ("causal", "pairs", 32, "in_context: {k: 500}", "methods.in_context.k: 500 cannot be used here: 500 demonstrations"),
     ("causal", "pairs", 32, "in_context: {instruction: ' '}", "methods.in_context.instruction: ' ' cannot be used here"),
     ("nothing", "pairs", 32, "lora: {}", "line 1: model: there is no folder"),
+    ("causal", "nothing", 32, "lora: {}", "line 3: data.train: "),
+    ("causal", "nothing", 32, "lora: {}", "nothing.jsonl: there is no such file; check the name"),
     ("causal", "pairs", 2, "lora: {}", "line 4: data.max_length: 2 tokens leave no row of the train split with a scored one"),
     ("encoder", "long", 512, "lora: {}", "line 4: data.max_length: a row of the train split has 160 tokens, and the model "
                                          "takes 128: give at most 128"),

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from finemesh.errors import InputError, nearest
+from finemesh.errors import NoSuchFile, nearest
 from finemesh.tuning.data.rows import Row
 
 
@@ -22,7 +22,7 @@ def read_hub(source: str) -> list[Row]:
         data = datasets.load_dataset(name, config, split=split)
     except Exception as error:  # the hub's errors share no base class
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"no such file here, and the hub gave no data set of that name: {reason}; name a file, "
+        raise NoSuchFile(f"no such file here, and the hub gave no data set of that name: {reason}; name a file, "
                          "or a data set as NAME, NAME:SPLIT or NAME:CONFIG:SPLIT", file=source) from None
     names = {column: feature for column, feature in data.features.items() if isinstance(feature, datasets.ClassLabel)}
     rows = []
@@ -36,10 +36,10 @@ def read_hub(source: str) -> list[Row]:
 def read_package(source: str) -> list[Row]:
     name = source.removeprefix("package:").replace("_", "-").lower()
     if name not in PACKAGES:
-        raise InputError(f"unknown corpus {source!r}.{nearest(name, PACKAGES)}")
+        raise NoSuchFile(f"unknown corpus {source!r}.{nearest(name, PACKAGES)}")
     specification = importlib.util.find_spec(name.replace("-", "_"))  # finds it without importing it
     if specification is None or not specification.submodule_search_locations:
-        raise InputError(f"{source} is not installed; run: pip install {name}")
+        raise NoSuchFile(f"{source} is not installed; run: pip install {name}")
     return PACKAGES[name](Path(next(iter(specification.submodule_search_locations))), source)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from finemesh.errors import InputError, nearest
+from finemesh.errors import InputError, NoSuchFile, nearest
 from finemesh.tuning.data.corpora import read_hub, read_package
 from finemesh.tuning.data.rows import Row
 
@@ -48,7 +48,7 @@ def _read_file(path: Path, source: str, wanted: list[str]) -> list[Row]:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise InputError("there is no such file; check the name and the folder it is looked for in "
+        raise NoSuchFile("there is no such file; check the name and the folder it is looked for in "
                          f"({Path.cwd()})", file=source) from None
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}; check its permissions", file=source) from None

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from finemesh.errors import InputError, nearest
+from finemesh.errors import FieldError, InputError, NoSuchFile, nearest
 from finemesh.trial import write_json
 from finemesh.tuning.data.examples import Dialogue, Example, Labelled, from_json
 from finemesh.tuning.data.files import read_rows
@@ -119,10 +119,10 @@ class _Source:
 def load(train: str, validation: float | str = 0.1, test: float | str = 0.1, *,
          columns: Mapping[str, str | int] | None = None, task: Task | None = None) -> Splits:
     """The splits of the data at `train`; the other two are shares of it, or sources of their own."""
-    source = _read(train, columns or {}, task)
+    source = _read("train", train, columns or {}, task)
     task = source.recognised.task
     wanted = {"validation": validation, "test": test}
-    given = {name: _read(value, columns or {}, task) for name, value in wanted.items() if isinstance(value, str)}
+    given = {name: _read(name, value, columns or {}, task) for name, value in wanted.items() if isinstance(value, str)}
     shares = {name: value for name, value in wanted.items() if not isinstance(value, str)}
     sources = [source, *given.values()]
     _refuse_shared_rows(sources)
@@ -133,8 +133,12 @@ def load(train: str, validation: float | str = 0.1, test: float | str = 0.1, *,
                   source.recognised.sentence, labels, duplicates, dropped, tuple(remarks(parts, duplicates, dropped)))
 
 
-def _read(name: str, columns: Mapping[str, str | int], task: Task | None) -> _Source:
-    rows = read_rows(name, columns)
+def _read(part: str, name: str, columns: Mapping[str, str | int], task: Task | None) -> _Source:
+    """The source `name` of data.train, data.validation or data.test."""
+    try:
+        rows = read_rows(name, columns)
+    except NoSuchFile as error:
+        raise FieldError(str(error), "data", part) from None
     recognised = recognise(rows, columns, task)
     examples, dropped = recognised.examples(rows)
     if not examples:
