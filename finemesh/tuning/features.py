@@ -17,6 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from finemesh.tuning.data.batches import Batch
+from finemesh.tuning.kernels.int8 import exactly
 
 LARGEST = 20 * 10**9  # bytes of the file; what comes after them is computed each time
 States = tuple[torch.Tensor, ...]
@@ -37,7 +38,8 @@ class Features:
         key = _fingerprint(batch)
         if key in self._places:
             return tuple(self._read(*place).to(device) for place in self._places[key])
-        states = compute()
+        with exactly():
+            states = compute()
         self._keep(key, states)
         return states
 

@@ -6,6 +6,8 @@ Row by row as Dettmers et al., arXiv 2208.07339; both directions, with the gradi
 Wortsman et al., arXiv 2304.13013. A processor with such instructions does twice as many of them as in bfloat16.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from types import TracebackType
@@ -96,6 +98,16 @@ class FrozenInInt8:
 
 
 _entered: ContextVar[FrozenInInt8 | None] = ContextVar("frozen_in_int8", default=None)
+
+
+@contextmanager
+def exactly() -> Iterator[None]:
+    """In full within a FrozenInInt8: for what is kept longer than a step."""
+    token = _entered.set(None)
+    try:
+        yield
+    finally:
+        _entered.reset(token)
 
 
 def frozen_in_int8() -> FrozenInInt8 | None:

@@ -1,11 +1,16 @@
 """Rounding to 8 bits row by row, exact sums of products, and what a model's losses and gradients are with it."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
 
-from finemesh.tuning.kernels import scored_losses
+from finemesh.tuning.data.batches import collate
+from finemesh.tuning.features import Features
+from finemesh.tuning.kernels import scored_losses, scored_states
 from finemesh.tuning.kernels.int8 import FrozenInInt8, frozen_in_int8, rounded
+from tests import tiny
 from tests.tuning.kernels.test_decoder import gradients, prepared
 
 TYPES = [torch.float32, torch.bfloat16]
@@ -83,3 +88,13 @@ def test_copies_are_made_once_and_the_former_way_is_gone_back_to() -> None:
         assert frozen_in_int8() is outer
         assert outer.copy_of(weight) is outer.copy_of(weight)
     assert frozen_in_int8() is None
+
+
+def test_features_that_are_kept_are_computed_in_full() -> None:
+    """What a head is trained on is what it is validated on."""
+    model, context = tiny.case("llama", "instruct")
+    batch, states = collate(list(context.encoded[:4]), 0), []
+    for frozen in (nullcontext(), FrozenInInt8()):
+        with frozen, torch.no_grad():
+            states += Features().of(batch, lambda: (scored_states(model, batch),))
+    assert torch.equal(*states)
