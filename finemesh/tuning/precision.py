@@ -3,47 +3,47 @@
 import statistics
 import time
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-WORTH_IT = 1.3  # bfloat16 must be this much faster, or float32 is kept
+WORTH_IT = 1.3  # an arithmetic of fewer bits must be this much faster
+Int8 = Literal["no", "gradients", "all"]
 
 
 @dataclass(frozen=True)
 class Precision:
     """What a study computes in, and the rates of matrix products in GFLOP/s (GOP/s), 0 where they cannot be done.
 
-    `name` is fp32; bf16: activations and frozen weights (trained weights stay float32); int8: the faster of these two, and
-    beside it 8 bits for a training step's products with frozen weights (kernels/int8.py). Losses are never measured in int8.
+    `name` is fp32, or bf16: activations and frozen weights (trained weights stay float32). `int8` says which of a training
+    step's products with frozen weights are done in 8 bits (kernels/int8.py): those by which gradients reach what is trained, or
+    all. Losses are never measured so.
     """
 
     name: str
     fp32_gflops: float
     bf16_gflops: float
     int8_gops: float = 0.0
+    int8: Int8 = "no"
 
-    def chosen(self, wanted: str) -> "Precision":
-        """`wanted` as in the config's search.precision; auto takes the faster of fp32 and bf16."""
-        return replace(self, name=self._faster if wanted == "auto" else wanted)
-
-    @property
-    def _faster(self) -> str:
-        return "bf16" if self.bf16_gflops > WORTH_IT * self.fp32_gflops else "fp32"
-
-    @property
-    def stored(self) -> str:
-        """fp32 or bf16."""
-        return self._faster if self.name == "int8" else self.name
+    def chosen(self, wanted: str, *, kernels: bool = False) -> "Precision":
+        """For search.precision. `auto` takes what is measured to be faster: of fp32 and bf16, and with 8 bits for gradients or
+        without; `kernels`: whether the model is one that kernels/ computes, which alone know 8 bits.
+        """
+        if wanted in ("fp32", "bf16"):
+            return replace(self, name=wanted, int8="no")
+        name = "bf16" if self.bf16_gflops > WORTH_IT * self.fp32_gflops else "fp32"
+        pays = kernels and self.int8_gops > WORTH_IT * max(self.fp32_gflops, self.bf16_gflops)
+        return replace(self, name=name, int8="all" if wanted == "int8" else "gradients" if pays else "no")
 
     @property
     def dtype(self) -> torch.dtype:
-        return torch.bfloat16 if self.stored == "bf16" else torch.float32
+        return torch.bfloat16 if self.name == "bf16" else torch.float32
 
     @property
     def mixed_precision(self) -> str:
         """As accelerate calls it."""
-        return "bf16" if self.stored == "bf16" else "no"
+        return "bf16" if self.name == "bf16" else "no"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -52,8 +52,9 @@ class Precision:
 def measure_precision(rows: int = 512, width: int = 1024, repeats: int = 5) -> Precision:
     """The rates here, and the faster of fp32 and bf16."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    measured = (_gflops(dtype, device, rows, width, repeats) for dtype in (torch.float32, torch.bfloat16, torch.int8))
-    return Precision("fp32", *(round(rate, 1) for rate in measured)).chosen("auto")
+    fp32, bf16, int8 = (round(_gflops(dtype, device, rows, width, repeats), 1)
+                        for dtype in (torch.float32, torch.bfloat16, torch.int8))
+    return Precision("fp32", fp32, bf16, int8).chosen("auto")
 
 
 def _gflops(dtype: torch.dtype, device: torch.device, rows: int, width: int, repeats: int) -> float:

@@ -21,6 +21,7 @@ from finemesh.tuning.evaluation.loss import batch_losses
 from finemesh.tuning.kernels.int8 import FrozenInInt8
 from finemesh.tuning.methods import Method, Point
 from finemesh.tuning.models import TaskName
+from finemesh.tuning.precision import Int8
 from finemesh.tuning.schedule import Schedule
 
 CHECKPOINT_SECONDS = 20.0  # of training between checkpoints; more where saving one takes long
@@ -39,7 +40,7 @@ class Plan:
     pad_id: int
     accumulation: int = 1  # micro-batches an update
     clip: float = 1.0  # largest gradient norm
-    int8: bool = False  # products with frozen weights in 8-bit integers while training; validation is as without
+    int8: Int8 = "no"  # which products with frozen weights are done in 8-bit integers while training; validation never is
     validations: int = 2  # along the way, the last at the horizon
 
     def validates(self, step: int) -> bool:
@@ -118,7 +119,9 @@ class _Run:
         self.folder, self.report, self.peak_memory_mb = folder, report, peak_memory_mb
         self.scored_a_row = sum(sum(row.scored) for row in rows) / len(rows) if plan.task == "instruct" else 1.0
         self.progress = Progress(curve=[])
-        self.frozen: AbstractContextManager[Any] = FrozenInInt8() if plan.int8 else nullcontext()
+        self.frozen: AbstractContextManager[Any] = nullcontext()
+        if plan.int8 != "no":
+            self.frozen = FrozenInInt8(forwards=plan.int8 == "all")
         self.parameters = [p for p in tuned.parameters() if p.requires_grad]
         (folder / "curve.jsonl").write_text("", encoding="utf-8")
         self._clock = time.monotonic()

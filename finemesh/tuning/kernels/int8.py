@@ -77,9 +77,12 @@ def _scale(sums: Any, rows: Any, columns: Any, added: Any, adds: bool, y: Any) -
 
 
 class FrozenInInt8:
-    """While it is entered, products with frozen weights are done in 8 bits, with copies that it keeps for its lifetime."""
+    """While it is entered, products with frozen weights are done in 8 bits, with copies that it keeps for its lifetime:
+    those of the backward pass, and `forwards` those of the forward pass as well.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, *, forwards: bool = True) -> None:
+        self.forwards = forwards
         self._copies: dict[int, tuple[torch.Tensor, Rounded]] = {}  # the weight is held, so that its id stays its own
         self._tokens: list[Token[FrozenInInt8 | None]] = []
 

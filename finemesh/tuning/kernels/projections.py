@@ -5,7 +5,7 @@ dx = sum_i dy_i W_i + du A,  du_i = dy_i s_i B_i,  dA = du^T x,  dB_i = s_i dy_i
 A sparse increment is folded into W_i already; of dW_i = dy_i^T x only its entries are computed.
 
 What is frozen costs nothing in the backward pass; casts are of weights that are trained, never of activations. Within
-FrozenInInt8, x W_i^T and dy_i W_i of frozen weights are done in 8 bits (int8.py).
+FrozenInInt8, dy_i W_i of frozen weights is done in 8 bits, and x W_i^T where that is asked for (int8.py).
 """
 
 from collections.abc import Sequence
@@ -147,15 +147,17 @@ class _Projections(Function):
     def forward(ctx: Any, parts: Sequence[Parts], x: torch.Tensor, residual: torch.Tensor | None,
                 *tensors: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
         eight = frozen_in_int8() if all(_is_frozen(part) for part in parts) else None
-        read = rounded(x) if eight else x
-        weights = [eight.copy_of(part.weight) if eight else part.weight.to(x.dtype) for part in parts]
+        copies = [eight.copy_of(part.weight) for part in parts] if eight else []
+        exact = [] if eight and eight.forwards else [part.weight.to(x.dtype) for part in parts]
+        read = x if exact else rounded(x)
         downs: list[torch.Tensor] = [part.lora.a for part in parts if part.lora]
         ups = [(part.lora.b * part.lora.scale).to(x.dtype) if part.lora else None for part in parts]
         down = torch.cat(downs).to(x.dtype) if downs else None  # (sum of ranks, in)
         low = None if down is None else x @ down.t()
         outputs = []
         at = 0
-        for part, weight, up in zip(parts, weights, ups, strict=True):
+        read_by: list[torch.Tensor | Rounded] = [*(exact or copies)]
+        for part, weight, up in zip(parts, read_by, ups, strict=True):
             y = _forward(read, weight, residual, x.dtype)
             if part.bias is not None:
                 y += part.bias.to(x.dtype)
@@ -163,8 +165,8 @@ class _Projections(Function):
                 y.addmm_(low[:, at:at + up.size(1)], up.t())
                 at += up.size(1)
             outputs.append(y)
-        ctx.rounded = weights if eight else None
-        ctx.save_for_backward(x, down, low, *ups, *([] if eight else weights))
+        ctx.copies = copies
+        ctx.save_for_backward(x, down, low, *ups, *([] if copies else exact))
         ctx.parts = parts
         return tuple(outputs)
 
@@ -172,7 +174,7 @@ class _Projections(Function):
     def backward(ctx: Any, *dys: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, down, low, *rest = ctx.saved_tensors
         count = len(dys)
-        ups, weights = rest[:count], ctx.rounded or rest[count:]
+        ups, weights = rest[:count], ctx.copies or rest[count:]
         _, needs_x, needs_residual, *needs = ctx.needs_input_grad
         shared = Tokens(x)
         gradients: list[torch.Tensor | None] = []
