@@ -9,7 +9,6 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from sides import Turns, replies
 
 from finemesh.tuning.data.batches import Encoded, collate
 from finemesh.tuning.evaluation.loss import batch_losses
-from finemesh.tuning.kernels.int8 import FrozenInInt8
+from finemesh.tuning.kernels.int8 import frozen_in_int8
 from finemesh.tuning.methods import METHODS, Context
 from finemesh.tuning.models import find_model, load_model, load_tokenizer
 from finemesh.tuning.precision import measure_precision
@@ -51,11 +50,10 @@ def finemesh(folder: Path, turns: Turns, name: str, precision: str) -> None:
     tuned = method.prepare(model, POINT, Context("instruct", tokenizer, [], rows, 256, 8192, 0))
     accelerator = Accelerator(mixed_precision="bf16")
     int8 = measure_precision().chosen(precision, kernels=True).int8
-    frozen: AbstractContextManager[Any] = nullcontext() if int8 == "no" else FrozenInInt8(forwards=int8 == "all")
     trained = 0
 
     def update(batch: list[Encoded]) -> None:
-        with accelerator.autocast(), frozen:
+        with accelerator.autocast(), frozen_in_int8(int8):
             loss = batch_losses(tuned, collate(batch, pad_id), "instruct").losses.mean()
         loss.backward()
         tuned.zero_grad()

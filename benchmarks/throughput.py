@@ -113,7 +113,8 @@ def measure(rows: int, names: list[str]) -> dict[str, Any]:
 
 def tables(result: dict[str, Any]) -> list[Table]:
     sides = Table(title="LoRA r 8, SmolLM2-135M-Instruct, batch 8, at most 256 tokens a row")
-    for column in ("", "useful tokens/s", "finemesh is faster by", "in bf16 by", "in int8 by", "trained tokens", "validation loss"):
+    for column in ("", "useful tokens/s", "finemesh is faster by", "in bf16 by", "in int8 by", "trained tokens",
+                   "validation loss"):
         sides.add_column(column)
     sides.add_row("untuned", "", "", "", "", "0", f"{result['validation_loss']['untuned']:.4f}")
     for name, rate in result["tokens_per_second"].items():
@@ -121,7 +122,8 @@ def tables(result: dict[str, Any]) -> list[Table]:
         sides.add_row(name, f"{rate:.0f}", *("" if ratio is None else f"{ratio:.1f} times" for ratio in faster),
                       str(result["trained_tokens"][name]), f"{result['validation_loss'][name]:.4f}")
     peak = result["gemm_gflops"]["bf16"]
-    time_of = Table(title=f"A step of finemesh_bf16 does {result['share_of_gemm_peak']:.0%} of what {peak:.0f} GFLOP/s (bf16) allow")
+    share = result["share_of_gemm_peak"]
+    time_of = Table(title=f"A step of finemesh_bf16 does {share:.0%} of what {peak:.0f} GFLOP/s (bf16) allow")
     time_of.add_column("where its time goes")
     time_of.add_column("share")
     for kind, share in result["profiles"]["finemesh_bf16"]["shares"].items():

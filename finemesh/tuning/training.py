@@ -6,7 +6,6 @@ A run is a function of its plan: cut at any update and continued from a checkpoi
 import json
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from torch import nn
 from finemesh.tuning.checkpoint import Checkpoint, load_optimizer_state, optimizer_state
 from finemesh.tuning.data.batches import Encoded, collate, training_batches
 from finemesh.tuning.evaluation.loss import batch_losses
-from finemesh.tuning.kernels.int8 import FrozenInInt8
+from finemesh.tuning.kernels.int8 import frozen_in_int8
 from finemesh.tuning.methods import Method, Point
 from finemesh.tuning.models import TaskName
 from finemesh.tuning.precision import Int8
@@ -119,9 +118,6 @@ class _Run:
         self.folder, self.report, self.peak_memory_mb = folder, report, peak_memory_mb
         self.scored_a_row = sum(sum(row.scored) for row in rows) / len(rows) if plan.task == "instruct" else 1.0
         self.progress = Progress(curve=[])
-        self.frozen: AbstractContextManager[Any] = nullcontext()
-        if plan.int8 != "no":
-            self.frozen = FrozenInInt8(forwards=plan.int8 == "all")
         self.parameters = [p for p in tuned.parameters() if p.requires_grad]
         (folder / "curve.jsonl").write_text("", encoding="utf-8")
         self._clock = time.monotonic()
@@ -139,7 +135,7 @@ class _Run:
         parts = [collate(list(batch[i:i + size]), plan.pad_id) for i in range(0, len(batch), size)]
         total, count = 0.0, 0
         for part in parts:
-            with self.accelerator.autocast(), self.frozen:
+            with self.accelerator.autocast(), frozen_in_int8(plan.int8):
                 losses = batch_losses(self.tuned, part.to(device), plan.task).losses
                 loss = losses.sum() / (self.scored_a_row * len(batch))
             self.accelerator.backward(loss)

@@ -1,6 +1,5 @@
 """Compile every kernel now (`python -m finemesh.tuning.kernels`), so that no trial waits for it: a step of a tiny model."""
 
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -8,10 +7,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from finemesh.tuning.data.batches import Batch
 from finemesh.tuning.kernels.decoder import scored_losses
-from finemesh.tuning.kernels.int8 import FrozenInInt8
+from finemesh.tuning.kernels.int8 import frozen_in_int8
 from finemesh.tuning.kernels.sampled import Entries, Tokens
+from finemesh.tuning.precision import Int8
 
 IDS = torch.tensor([[1, 2, 3, 4], [1, 2, 5, 0]])
+PRODUCTS: tuple[Int8, ...] = ("no", "all")
 BATCH = Batch(IDS, torch.tensor([4, 3]), IDS > 1)
 
 
@@ -21,9 +22,9 @@ def main() -> None:
     model: Any = LlamaForCausalLM(config)
     full, half = torch.float32, torch.bfloat16
     for weights, computing in ((full, full), (half, half), (full, half)):
-        for frozen in (nullcontext(), FrozenInInt8()):
-            model.model.layers.requires_grad_(isinstance(frozen, nullcontext))
-            with torch.autocast("cpu", half, enabled=computing == half), frozen:
+        for products in PRODUCTS:
+            model.model.layers.requires_grad_(products == "no")
+            with torch.autocast("cpu", half, enabled=computing == half), frozen_in_int8(products):
                 losses = scored_losses(model.to(weights), BATCH)
             assert losses is not None
             losses.sum().backward()

@@ -3,14 +3,14 @@
 Every row of an operand is divided by its largest entry and rounded to -127 .. 127; sums of products are exact:
 x W^T = (s_x s_w^T) * (q_x q_w^T), and for the gradient of the input dy W = s_d * (q_d q_w) with the rows of dy * s_w^T rounded.
 Row by row as Dettmers et al., arXiv 2208.07339; both directions, with the gradients of what is trained left exact, as
-Wortsman et al., arXiv 2304.13013. A processor with such instructions does twice as many of them as in bfloat16.
+Wortsman et al., arXiv 2304.13013. A processor with such instructions does twice as many of them as in bfloat16. Weights are
+rounded anew for each product (0.24 of its 1.6 ms at 256 tokens, less at more; LOG.md): no second copy of the model is kept.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ import torch
 from numba import prange
 
 from finemesh.tuning.kernels.compiled import from_order, in_order, kernel, narrow, run, wide
+from finemesh.tuning.precision import Int8
 
 
 @dataclass(frozen=True)
@@ -76,43 +77,18 @@ def _scale(sums: Any, rows: Any, columns: Any, added: Any, adds: bool, y: Any) -
                 y[t, i] = narrow(np.float32(sums[t, i]) * row * columns[i], y)
 
 
-class FrozenInInt8:
-    """While it is entered, products with frozen weights are done in 8 bits, with copies that it keeps for its lifetime:
-    those of the backward pass, and `forwards` those of the forward pass as well.
-    """
-
-    def __init__(self, *, forwards: bool = True) -> None:
-        self.forwards = forwards
-        self._copies: dict[int, tuple[torch.Tensor, Rounded]] = {}  # the weight is held, so that its id stays its own
-        self._tokens: list[Token[FrozenInInt8 | None]] = []
-
-    def copy_of(self, weight: torch.Tensor) -> Rounded:
-        """Of a weight (out, in) that does not change as long as this object is used."""
-        if id(weight) not in self._copies:
-            self._copies[id(weight)] = weight, rounded(weight)
-        return self._copies[id(weight)][1]
-
-    def __enter__(self) -> "FrozenInInt8":
-        self._tokens.append(_entered.set(self))
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        _entered.reset(self._tokens.pop())
-
-
-_entered: ContextVar[FrozenInInt8 | None] = ContextVar("frozen_in_int8", default=None)
-
-
 @contextmanager
-def exactly() -> Iterator[None]:
-    """In full within a FrozenInInt8: for what is kept longer than a step."""
-    token = _entered.set(None)
+def frozen_in_int8(products: Int8) -> Iterator[None]:
+    """Which products with frozen weights are done in 8 bits meanwhile; `no` for what is kept longer than a step."""
+    token = _products.set(products)
     try:
         yield
     finally:
-        _entered.reset(token)
+        _products.reset(token)
 
 
-def frozen_in_int8() -> FrozenInInt8 | None:
-    """The one entered last, if any."""
-    return _entered.get()
+_products: ContextVar[Int8] = ContextVar("products", default="no")
+
+
+def products_in_int8() -> Int8:
+    return _products.get()

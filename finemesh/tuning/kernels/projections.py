@@ -5,7 +5,7 @@ dx = sum_i dy_i W_i + du A,  du_i = dy_i s_i B_i,  dA = du^T x,  dB_i = s_i dy_i
 A sparse increment is folded into W_i already; of dW_i = dy_i^T x only its entries are computed.
 
 What is frozen costs nothing in the backward pass; casts are of weights that are trained, never of activations. Within
-FrozenInInt8, dy_i W_i of frozen weights is done in 8 bits, and x W_i^T where that is asked for (int8.py).
+frozen_in_int8, dy_i W_i of frozen weights is done in 8 bits, and x W_i^T where that is asked for.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import nn
 from torch.autograd import Function
 
-from finemesh.tuning.kernels.int8 import Rounded, frozen_in_int8, rounded
+from finemesh.tuning.kernels.int8 import Rounded, products_in_int8, rounded
 from finemesh.tuning.kernels.sampled import Entries, Tokens
 
 TENSORS = 5  # of a layer: W, b, A, B, delta
@@ -123,20 +123,19 @@ def _is_frozen(part: Parts) -> bool:
     return part.sparse is None and not part.weight.requires_grad
 
 
-def _forward(x: torch.Tensor | Rounded, weight: torch.Tensor | Rounded, residual: torch.Tensor | None,
-             dtype: torch.dtype) -> torch.Tensor:
+def _forward(x: torch.Tensor | Rounded, weight: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
     """x W^T + residual."""
-    if isinstance(x, Rounded) and isinstance(weight, Rounded):
-        return x.product(weight.values.t(), weight.scale, residual, dtype)
-    assert isinstance(x, torch.Tensor)
-    assert isinstance(weight, torch.Tensor)
+    if isinstance(x, Rounded):
+        eight = rounded(weight)
+        return x.product(eight.values.t(), eight.scale, residual, weight.dtype)
     return x @ weight.t() if residual is None else torch.addmm(residual, x, weight.t())
 
 
-def _backward(dy: torch.Tensor, weight: torch.Tensor | Rounded, dx: torch.Tensor | None) -> torch.Tensor:
+def _backward(dy: torch.Tensor, weight: torch.Tensor, dx: torch.Tensor | None, *, int8: bool) -> torch.Tensor:
     """dx + dy W; dx may be written over."""
-    if isinstance(weight, Rounded):
-        return rounded(dy, weight.scale).product(weight.values, torch.ones(weight.values.size(1)), dx, dy.dtype)
+    if int8:
+        eight = rounded(weight)
+        return rounded(dy, eight.scale).product(eight.values, torch.ones(weight.size(1)), dx, dy.dtype)
     return dy @ weight if dx is None else dx.addmm_(dy, weight)
 
 
@@ -146,35 +145,32 @@ class _Projections(Function):
     @staticmethod
     def forward(ctx: Any, parts: Sequence[Parts], x: torch.Tensor, residual: torch.Tensor | None,
                 *tensors: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
-        eight = frozen_in_int8() if all(_is_frozen(part) for part in parts) else None
-        copies = [eight.copy_of(part.weight) for part in parts] if eight else []
-        exact = [] if eight and eight.forwards else [part.weight.to(x.dtype) for part in parts]
-        read = x if exact else rounded(x)
+        weights = [part.weight.to(x.dtype) for part in parts]
+        int8 = products_in_int8() if all(_is_frozen(part) for part in parts) else "no"
+        read = rounded(x) if int8 == "all" else x
         downs: list[torch.Tensor] = [part.lora.a for part in parts if part.lora]
         ups = [(part.lora.b * part.lora.scale).to(x.dtype) if part.lora else None for part in parts]
         down = torch.cat(downs).to(x.dtype) if downs else None  # (sum of ranks, in)
         low = None if down is None else x @ down.t()
         outputs = []
         at = 0
-        read_by: list[torch.Tensor | Rounded] = [*(exact or copies)]
-        for part, weight, up in zip(parts, read_by, ups, strict=True):
-            y = _forward(read, weight, residual, x.dtype)
+        for part, weight, up in zip(parts, weights, ups, strict=True):
+            y = _forward(read, weight, residual)
             if part.bias is not None:
                 y += part.bias.to(x.dtype)
             if up is not None and low is not None:
                 y.addmm_(low[:, at:at + up.size(1)], up.t())
                 at += up.size(1)
             outputs.append(y)
-        ctx.copies = copies
-        ctx.save_for_backward(x, down, low, *ups, *([] if copies else exact))
-        ctx.parts = parts
+        ctx.save_for_backward(x, down, low, *weights, *ups)
+        ctx.parts, ctx.int8 = parts, int8 != "no"
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *dys: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, down, low, *rest = ctx.saved_tensors
         count = len(dys)
-        ups, weights = rest[:count], ctx.copies or rest[count:]
+        weights, ups = rest[:count], rest[count:]
         _, needs_x, needs_residual, *needs = ctx.needs_input_grad
         shared = Tokens(x)
         gradients: list[torch.Tensor | None] = []
@@ -190,7 +186,7 @@ class _Projections(Function):
                     d_up = (low[:, at:at + up.size(1)].t() @ dy).t().float().mul_(part.lora.scale)
                 at += up.size(1)
             if needs_x:
-                dx = _backward(dy, weight, dx)
+                dx = _backward(dy, weight, dx, int8=ctx.int8)
             d_delta = part.sparse.gradient(Tokens(dy), shared) if needs_delta else None
             gradients += [dy.t() @ x if needs_weight else None, dy.sum(0) if needs_bias else None, None, d_up, d_delta]
         if d_lows:

@@ -1,18 +1,17 @@
 """Rounding to 8 bits row by row, exact sums of products, and what a model's losses and gradients are with it."""
 
-from contextlib import nullcontext
-
 import pytest
 import torch
-from torch import nn
 
 from finemesh.tuning.data.batches import collate
 from finemesh.tuning.features import Features
 from finemesh.tuning.kernels import scored_losses, scored_states
-from finemesh.tuning.kernels.int8 import FrozenInInt8, frozen_in_int8, rounded
+from finemesh.tuning.kernels.int8 import frozen_in_int8, products_in_int8, rounded
+from finemesh.tuning.precision import Int8
 from tests import tiny
 from tests.tuning.kernels.test_decoder import gradients, prepared
 
+PRODUCTS: tuple[Int8, ...] = ("no", "all")
 TYPES = [torch.float32, torch.bfloat16]
 
 
@@ -48,13 +47,13 @@ def test_a_product_is_that_of_the_rounded_operands(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("method", ["lora", "prompt", "prefix"])
-@pytest.mark.parametrize(("forwards", "apart"), [(True, 0.1), (False, 0.03)])
-def test_losses_and_gradients_stay_near(method: str, forwards: bool, apart: float) -> None:
+@pytest.mark.parametrize(("products", "apart"), [("all", 0.1), ("gradients", 0.03)])
+def test_losses_and_gradients_stay_near(method: str, products: Int8, apart: float) -> None:
     tuned, batch = prepared("llama", method)
     exact, expected = gradients(tuned, lambda: scored_losses(tuned, batch))
-    with FrozenInInt8(forwards=forwards):
+    with frozen_in_int8(products):
         near, found = gradients(tuned, lambda: scored_losses(tuned, batch))
-    assert torch.equal(near, exact) is not forwards
+    assert torch.equal(near, exact) is (products == "gradients")
     torch.testing.assert_close(near, exact, rtol=0.02, atol=0.02)
     for name, gradient in expected.items():
         assert (found[name] - gradient).norm() < apart * gradient.norm(), name
@@ -65,7 +64,7 @@ def test_losses_and_gradients_stay_near(method: str, forwards: bool, apart: floa
 def test_what_is_trained_is_computed_with_as_it_is(method: str, changes: dict[str, int]) -> None:
     tuned, batch = prepared("llama", method, **changes)
     exact, expected = gradients(tuned, lambda: scored_losses(tuned, batch))
-    with FrozenInInt8():
+    with frozen_in_int8("all"):
         found, same = gradients(tuned, lambda: scored_losses(tuned, batch))
     assert torch.equal(found, exact)
     assert all(torch.equal(same[name], gradient) for name, gradient in expected.items())
@@ -76,27 +75,18 @@ def test_a_loss_that_is_no_number_shows() -> None:
     weight = next(p for name, p in tuned.named_parameters() if "down_proj.base" in name)
     with torch.no_grad():
         weight[0, 0] = float("nan")
-    with FrozenInInt8():
+    with frozen_in_int8("all"):
         losses = scored_losses(tuned, batch)
     assert losses is not None
     assert losses.isnan().all()
-
-
-def test_copies_are_made_once_and_the_former_way_is_gone_back_to() -> None:
-    outer, inner, weight = FrozenInInt8(), FrozenInInt8(), nn.Parameter(torch.randn(4, 8), requires_grad=False)
-    with outer:
-        with inner:
-            assert frozen_in_int8() is inner
-        assert frozen_in_int8() is outer
-        assert outer.copy_of(weight) is outer.copy_of(weight)
-    assert frozen_in_int8() is None
 
 
 def test_features_that_are_kept_are_computed_in_full() -> None:
     """What a head is trained on is what it is validated on."""
     model, context = tiny.case("llama", "instruct")
     batch, states = collate(list(context.encoded[:4]), 0), []
-    for frozen in (nullcontext(), FrozenInInt8()):
-        with frozen, torch.no_grad():
+    for products in PRODUCTS:
+        with frozen_in_int8(products), torch.no_grad():
             states += Features().of(batch, lambda: (scored_states(model, batch),))
+        assert products_in_int8() == "no"
     assert torch.equal(*states)
