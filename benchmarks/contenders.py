@@ -18,7 +18,7 @@ from sides import Turns, replies
 
 from finemesh.tuning.data.batches import Encoded, collate
 from finemesh.tuning.evaluation.loss import batch_losses
-from finemesh.tuning.kernels.int8 import frozen_in_int8
+from finemesh.tuning.kernels.int8 import in_int8
 from finemesh.tuning.methods import METHODS, Context
 from finemesh.tuning.models import find_model, load_model, load_tokenizer
 from finemesh.tuning.precision import measure_precision
@@ -53,7 +53,7 @@ def finemesh(folder: Path, turns: Turns, name: str, precision: str) -> None:
     trained = 0
 
     def update(batch: list[Encoded]) -> None:
-        with accelerator.autocast(), frozen_in_int8(int8):
+        with accelerator.autocast(), in_int8(int8):
             loss = batch_losses(tuned, collate(batch, pad_id), "instruct").losses.mean()
         loss.backward()
         tuned.zero_grad()

@@ -1,8 +1,8 @@
 """What 8 bits change: the same trials with each `search.precision`, on the demo's model and data, in turns.
 
-auto does gradients through frozen weights in 8 bits where that is faster, int8 all products with them, bf16 none.
+auto does the gradients of layers' inputs in 8 bits where that is faster, int8 all products with frozen weights, bf16 none.
 
-Of methods with frozen weights: the reference settings at a rate that suits these few steps, on three seeds. The validation
+Of some methods: the reference settings at a rate that suits these few steps, on three seeds. The validation
 losses (never measured in int8) are compared seed by seed; times and peak memory as ratios. Runs are kept in
 `--out`: started again, the command goes on. Half an hour on one thread.
 
@@ -25,7 +25,7 @@ from rich.table import Table
 
 from finemesh.tuning.methods import METHODS
 
-RATES = {"lora": 1e-3, "bottleneck": 1e-3, "p_tuning_v2": 2e-3, "prompt": 1e-2}  # else the reference settings
+RATES = {"lora": 1e-3, "sift": 5e-4, "bottleneck": 1e-3, "p_tuning_v2": 2e-3, "prompt": 1e-2}  # else the reference settings
 TASK = Dataset("chatterbot", SMOLLM, "package:chatterbot-corpus", rows=(2000, 89, 1), steps=40, batch_size=8, validations=2)
 PRECISIONS = ("bf16", "auto", "int8")
 FIRST_SEED = 201

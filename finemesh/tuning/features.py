@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from finemesh.tuning.data.batches import Batch
-from finemesh.tuning.kernels.int8 import frozen_in_int8
+from finemesh.tuning.kernels.int8 import in_int8
 
 LARGEST = 20 * 10**9  # bytes of the file; what comes after them is computed each time
 States = tuple[torch.Tensor, ...]
@@ -38,7 +38,7 @@ class Features:
         key = _fingerprint(batch)
         if key in self._places:
             return tuple(self._read(*place).to(device) for place in self._places[key])
-        with frozen_in_int8("no"):
+        with in_int8("no"):
             states = compute()
         self._keep(key, states)
         return states

@@ -16,8 +16,8 @@ class Precision:
     """What a study computes in, and the rates of matrix products in GFLOP/s (GOP/s), 0 where they cannot be done.
 
     `name` is fp32, or bf16: activations and frozen weights (trained weights stay float32). `int8` says which of a training
-    step's products with frozen weights are done in 8 bits (kernels/int8.py): those by which gradients reach what is trained, or
-    all. Losses are never measured so.
+    step's products with weights are done in 8 bits (kernels/int8.py): those that give the gradient of a layer's input, or all
+    with frozen weights as well. Losses are never measured so.
     """
 
     name: str
@@ -27,14 +27,14 @@ class Precision:
     int8: Int8 = "no"
 
     def chosen(self, wanted: str, *, kernels: bool = False) -> "Precision":
-        """For search.precision. `auto` takes what is measured to be faster: of fp32 and bf16, and with 8 bits for gradients or
-        without; `kernels`: whether the model is one that kernels/ computes, which alone know 8 bits.
+        """For search.precision. `auto` takes what is measured to be faster: of fp32 and bf16, and beside bf16 8 bits for
+        gradients or not; `kernels`: whether the model is one that kernels/ computes, which alone know 8 bits.
         """
         if wanted in ("fp32", "bf16"):
             return replace(self, name=wanted, int8="no")
-        name = "bf16" if self.bf16_gflops > WORTH_IT * self.fp32_gflops else "fp32"
-        pays = kernels and self.int8_gops > WORTH_IT * max(self.fp32_gflops, self.bf16_gflops)
-        return replace(self, name=name, int8="all" if wanted == "int8" else "gradients" if pays else "no")
+        half = self.bf16_gflops > WORTH_IT * self.fp32_gflops
+        pays = kernels and half and self.int8_gops > WORTH_IT * self.bf16_gflops
+        return replace(self, name="bf16" if half else "fp32", int8="all" if wanted == "int8" else "gradients" if pays else "no")
 
     @property
     def dtype(self) -> torch.dtype:

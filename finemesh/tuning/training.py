@@ -17,7 +17,7 @@ from torch import nn
 from finemesh.tuning.checkpoint import Checkpoint, load_optimizer_state, optimizer_state
 from finemesh.tuning.data.batches import Encoded, collate, training_batches
 from finemesh.tuning.evaluation.loss import batch_losses
-from finemesh.tuning.kernels.int8 import frozen_in_int8
+from finemesh.tuning.kernels.int8 import in_int8
 from finemesh.tuning.methods import Method, Point
 from finemesh.tuning.models import TaskName
 from finemesh.tuning.precision import Int8
@@ -39,7 +39,7 @@ class Plan:
     pad_id: int
     accumulation: int = 1  # micro-batches an update
     clip: float = 1.0  # largest gradient norm
-    int8: Int8 = "no"  # which products with frozen weights are done in 8-bit integers while training; validation never is
+    int8: Int8 = "no"  # which products with weights are done in 8-bit integers while training; validation never is
     validations: int = 2  # along the way, the last at the horizon
 
     def validates(self, step: int) -> bool:
@@ -135,7 +135,7 @@ class _Run:
         parts = [collate(list(batch[i:i + size]), plan.pad_id) for i in range(0, len(batch), size)]
         total, count = 0.0, 0
         for part in parts:
-            with self.accelerator.autocast(), frozen_in_int8(plan.int8):
+            with self.accelerator.autocast(), in_int8(plan.int8):
                 losses = batch_losses(self.tuned, part.to(device), plan.task).losses
                 loss = losses.sum() / (self.scored_a_row * len(batch))
             self.accelerator.backward(loss)

@@ -21,7 +21,8 @@ def test_what_is_asked_for_is_taken(wanted, name, int8):
 
 
 @pytest.mark.parametrize(("rates", "kernels", "int8"), [
-    ((100.0, 120.0, 300.0), True, "gradients"), ((100.0, 400.0, 500.0), True, "no"), ((100.0, 400.0, 0.0), True, "no"),
+    ((100.0, 400.0, 800.0), True, "gradients"), ((100.0, 120.0, 300.0), True, "no"),
+    ((100.0, 400.0, 500.0), True, "no"), ((100.0, 400.0, 0.0), True, "no"),
     ((100.0, 400.0, 800.0), False, "no")])
 def test_gradients_with_int8_only_where_that_is_faster_and_known(rates, kernels, int8):
     assert Precision("fp32", *rates).chosen("auto", kernels=kernels).int8 == int8

@@ -7,7 +7,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from finemesh.tuning.data.batches import Batch
 from finemesh.tuning.kernels.decoder import scored_losses
-from finemesh.tuning.kernels.int8 import frozen_in_int8
+from finemesh.tuning.kernels.int8 import in_int8
 from finemesh.tuning.kernels.sampled import Entries, Tokens
 from finemesh.tuning.precision import Int8
 
@@ -24,7 +24,7 @@ def main() -> None:
     for weights, computing in ((full, full), (half, half), (full, half)):
         for products in PRODUCTS:
             model.model.layers.requires_grad_(products == "no")
-            with torch.autocast("cpu", half, enabled=computing == half), frozen_in_int8(products):
+            with torch.autocast("cpu", half, enabled=computing == half), in_int8(products):
                 losses = scored_losses(model.to(weights), BATCH)
             assert losses is not None
             losses.sum().backward()

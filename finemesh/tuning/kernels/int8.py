@@ -1,4 +1,4 @@
-"""Products with frozen weights in 8-bit integers, for the steps of a training run whose weights stay as they are.
+"""Products with a model's weights in 8-bit integers, for the steps of a training run.
 
 Every row of an operand is divided by its largest entry and rounded to -127 .. 127; sums of products are exact:
 x W^T = (s_x s_w^T) * (q_x q_w^T), and for the gradient of the input dy W = s_d * (q_d q_w) with the rows of dy * s_w^T rounded.
@@ -78,8 +78,8 @@ def _scale(sums: Any, rows: Any, columns: Any, added: Any, adds: bool, y: Any) -
 
 
 @contextmanager
-def frozen_in_int8(products: Int8) -> Iterator[None]:
-    """Which products with frozen weights are done in 8 bits meanwhile; `no` for what is kept longer than a step."""
+def in_int8(products: Int8) -> Iterator[None]:
+    """Which products with weights are done in 8 bits meanwhile; `no` for what is kept longer than a step."""
     token = _products.set(products)
     try:
         yield

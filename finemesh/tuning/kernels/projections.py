@@ -5,7 +5,7 @@ dx = sum_i dy_i W_i + du A,  du_i = dy_i s_i B_i,  dA = du^T x,  dB_i = s_i dy_i
 A sparse increment is folded into W_i already; of dW_i = dy_i^T x only its entries are computed.
 
 What is frozen costs nothing in the backward pass; casts are of weights that are trained, never of activations. Within
-frozen_in_int8, dy_i W_i of frozen weights is done in 8 bits, and x W_i^T where that is asked for.
+in_int8, dy_i W_i is done in 8 bits, and x W_i^T of frozen weights where that is asked for.
 """
 
 from collections.abc import Sequence
@@ -146,8 +146,8 @@ class _Projections(Function):
     def forward(ctx: Any, parts: Sequence[Parts], x: torch.Tensor, residual: torch.Tensor | None,
                 *tensors: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
         weights = [part.weight.to(x.dtype) for part in parts]
-        int8 = products_in_int8() if all(_is_frozen(part) for part in parts) else "no"
-        read = rounded(x) if int8 == "all" else x
+        int8 = products_in_int8()
+        read = rounded(x) if int8 == "all" and all(_is_frozen(part) for part in parts) else x
         downs: list[torch.Tensor] = [part.lora.a for part in parts if part.lora]
         ups = [(part.lora.b * part.lora.scale).to(x.dtype) if part.lora else None for part in parts]
         down = torch.cat(downs).to(x.dtype) if downs else None  # (sum of ranks, in)

@@ -6,7 +6,7 @@ import torch
 from finemesh.tuning.data.batches import collate
 from finemesh.tuning.features import Features
 from finemesh.tuning.kernels import scored_losses, scored_states
-from finemesh.tuning.kernels.int8 import frozen_in_int8, products_in_int8, rounded
+from finemesh.tuning.kernels.int8 import in_int8, products_in_int8, rounded
 from finemesh.tuning.precision import Int8
 from tests import tiny
 from tests.tuning.kernels.test_decoder import gradients, prepared
@@ -51,7 +51,7 @@ def test_a_product_is_that_of_the_rounded_operands(dtype: torch.dtype) -> None:
 def test_losses_and_gradients_stay_near(method: str, products: Int8, apart: float) -> None:
     tuned, batch = prepared("llama", method)
     exact, expected = gradients(tuned, lambda: scored_losses(tuned, batch))
-    with frozen_in_int8(products):
+    with in_int8(products):
         near, found = gradients(tuned, lambda: scored_losses(tuned, batch))
     assert torch.equal(near, exact) is (products == "gradients")
     torch.testing.assert_close(near, exact, rtol=0.02, atol=0.02)
@@ -61,13 +61,14 @@ def test_losses_and_gradients_stay_near(method: str, products: Int8, apart: floa
 
 
 @pytest.mark.parametrize(("method", "changes"), [("full", {}), ("sift", {"rank": 2})])
-def test_what_is_trained_is_computed_with_as_it_is(method: str, changes: dict[str, int]) -> None:
+def test_the_forward_pass_of_trained_weights_is_in_full(method: str, changes: dict[str, int]) -> None:
     tuned, batch = prepared("llama", method, **changes)
     exact, expected = gradients(tuned, lambda: scored_losses(tuned, batch))
-    with frozen_in_int8("all"):
-        found, same = gradients(tuned, lambda: scored_losses(tuned, batch))
+    with in_int8("all"):
+        found, near = gradients(tuned, lambda: scored_losses(tuned, batch))
     assert torch.equal(found, exact)
-    assert all(torch.equal(same[name], gradient) for name, gradient in expected.items())
+    for name, gradient in expected.items():
+        assert (near[name] - gradient).norm() < 0.03 * gradient.norm(), name
 
 
 def test_a_loss_that_is_no_number_shows() -> None:
@@ -75,7 +76,7 @@ def test_a_loss_that_is_no_number_shows() -> None:
     weight = next(p for name, p in tuned.named_parameters() if "down_proj.base" in name)
     with torch.no_grad():
         weight[0, 0] = float("nan")
-    with frozen_in_int8("all"):
+    with in_int8("all"):
         losses = scored_losses(tuned, batch)
     assert losses is not None
     assert losses.isnan().all()
@@ -86,7 +87,7 @@ def test_features_that_are_kept_are_computed_in_full() -> None:
     model, context = tiny.case("llama", "instruct")
     batch, states = collate(list(context.encoded[:4]), 0), []
     for products in PRODUCTS:
-        with frozen_in_int8(products), torch.no_grad():
+        with in_int8(products), torch.no_grad():
             states += Features().of(batch, lambda: (scored_states(model, batch),))
         assert products_in_int8() == "no"
     assert torch.equal(*states)
