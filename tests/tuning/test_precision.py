@@ -7,7 +7,7 @@ from finemesh.tuning.precision import Precision, measure_precision
 
 @pytest.mark.parametrize(("bf16", "chosen"), [(400.0, "bf16"), (120.0, "fp32")])
 def test_bf16_only_where_it_is_faster(bf16, chosen, monkeypatch):
-    monkeypatch.setattr(precision, "_gflops", lambda dtype, *_: bf16 if dtype is torch.bfloat16 else 100.0)
+    monkeypatch.setattr(precision, "_seconds", lambda a, _: 1 / (bf16 if a.dtype is torch.bfloat16 else 100.0))
     assert measure_precision().name == chosen
 
 
@@ -29,7 +29,9 @@ def test_gradients_with_int8_only_where_that_is_faster_and_known(rates, kernels,
 
 
 def test_measures_this_machine():
+    threads = torch.get_num_threads()
     found = measure_precision(rows=64, width=128, repeats=2)
+    assert torch.get_num_threads() == threads
     assert found.fp32_gflops > 0
     assert found.bf16_gflops > 0
     assert found.int8_gops > 0
