@@ -6,6 +6,7 @@ import torch
 from finemesh.tuning.data.batches import collate
 from finemesh.tuning.features import Features
 from finemesh.tuning.kernels import scored_losses, scored_states
+from finemesh.tuning.kernels.head import cross_entropy
 from finemesh.tuning.kernels.int8 import in_int8, products_in_int8, rounded
 from finemesh.tuning.precision import Int8
 from tests import tiny
@@ -69,6 +70,19 @@ def test_the_forward_pass_of_trained_weights_is_in_full(method: str, changes: di
     assert torch.equal(found, exact)
     for name, gradient in expected.items():
         assert (near[name] - gradient).norm() < 0.03 * gradient.norm(), name
+
+
+def test_a_frozen_head_s_small_probabilities_count_beside_the_target() -> None:
+    torch.manual_seed(0)
+    hidden, weight, targets = torch.randn(9, 16, requires_grad=True), torch.randn(500, 16), torch.randint(500, (9,))
+    exact = cross_entropy(hidden, weight, targets)
+    (expected,) = torch.autograd.grad(exact.sum(), hidden)
+    with in_int8("gradients"):
+        found = cross_entropy(hidden, weight, targets)
+    (gradient,) = torch.autograd.grad(found.sum(), hidden)
+    assert torch.equal(found, exact)
+    assert not torch.equal(gradient, expected)
+    assert (gradient - expected).norm() < 0.01 * expected.norm()
 
 
 def test_a_loss_that_is_no_number_shows() -> None:
