@@ -44,7 +44,7 @@ def cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Ten
 
 
 def _product(error: torch.Tensor, targets: torch.Tensor, head: torch.Tensor, eight: Rounded) -> torch.Tensor:
-    """error @ head in 8 bits but for the targets' entries, beside which all others would be rounded to nothing; changes `error`."""
+    """error @ head in 8 bits but for the targets' entries, beside which all others would be rounded to nothing."""
     rows = torch.arange(len(error))
     own = error[rows, targets][:, None] * head[targets]
     error[rows, targets] = 0
