@@ -21,7 +21,6 @@ from finemesh.tuning.evaluation.loss import batch_losses
 from finemesh.tuning.kernels.int8 import in_int8
 from finemesh.tuning.methods import METHODS, Context
 from finemesh.tuning.models import find_model, load_model, load_tokenizer
-from finemesh.tuning.precision import measure_precision
 from finemesh.tuning.schedule import Schedule
 from finemesh.tuning.training import Plan, fine_tune
 
@@ -40,7 +39,7 @@ def longest(rows: Iterable[Any]) -> list[Any]:
     return sorted(rows, key=lambda row: -len(row["input_ids"] if isinstance(row, dict) else row.input_ids))[:BATCH]
 
 
-def finemesh(folder: Path, turns: Turns, name: str, precision: str) -> None:
+def finemesh(folder: Path, turns: Turns, name: str, *, int8: bool) -> None:
     rows, source = rows_in(folder, "train"), find_model(MODEL)
     tokenizer = load_tokenizer(source)
     pad_id = int(tokenizer.pad_token_id)
@@ -49,7 +48,6 @@ def finemesh(folder: Path, turns: Turns, name: str, precision: str) -> None:
     torch.manual_seed(0)
     tuned = method.prepare(model, POINT, Context("instruct", tokenizer, [], rows, 256, 8192, 0))
     accelerator = Accelerator(mixed_precision="bf16")
-    int8 = measure_precision().chosen(precision, kernels=True).int8
     trained = 0
 
     def update(batch: list[Encoded]) -> None:
@@ -168,9 +166,8 @@ def product_flop(shapes: list[list[int]]) -> float:
 
 
 CONTENDERS: dict[str, Callable[[Path, Turns], None]] = {
-    "finemesh": lambda folder, turns: finemesh(folder, turns, "finemesh", "auto"),
-    "finemesh_bf16": lambda folder, turns: finemesh(folder, turns, "finemesh_bf16", "bf16"),
-    "finemesh_int8": lambda folder, turns: finemesh(folder, turns, "finemesh_int8", "int8"),
+    "finemesh": lambda folder, turns: finemesh(folder, turns, "finemesh", int8=False),
+    "finemesh_int8": lambda folder, turns: finemesh(folder, turns, "finemesh_int8", int8=True),
     "trl_bf16": lambda folder, turns: trl(folder, turns, "trl_bf16", half=True, checkpointing=True),
     "trl_fp32": lambda folder, turns: trl(folder, turns, "trl_fp32", half=False, checkpointing=True),
     "trl_bf16_keeping": lambda folder, turns: trl(folder, turns, "trl_bf16_keeping", half=True, checkpointing=False),

@@ -23,17 +23,19 @@ from recording import SMOLLM, Dataset, Recording
 from result import machine, show, versions
 from rich.table import Table
 
+from finemesh.preparation import whole_space
 from finemesh.tuning.methods import METHODS
 
-RATES = {"lora": 1e-3, "sift": 5e-4, "bottleneck": 1e-3, "p_tuning_v2": 2e-3, "prompt": 1e-2}  # else the reference settings
+POINTS = {"lora": {"learning_rate": 1e-3}, "bottleneck": {"learning_rate": 1e-3}, "prompt": {"learning_rate": 1e-2},
+          "prefix": {"learning_rate": 5e-3, "init": "text", "reparameterization": "none"}}  # else the reference settings
 TASK = Dataset("chatterbot", SMOLLM, "package:chatterbot-corpus", rows=(2000, 89, 1), steps=40, batch_size=8, validations=2)
-PRECISIONS = ("bf16", "auto", "int8")
+PRECISIONS = ("bf16", "int8")
 FIRST_SEED = 201
 NUMBERS = ("validation_loss", "seconds", "peak_memory_mb")
 
 
 def measure(task: Dataset, methods: Sequence[str], seeds: Sequence[int], out: Path, threads: int | None) -> dict[str, Any]:
-    points = {method: METHODS[method].reference | {"learning_rate": rate} for method, rate in RATES.items()}
+    points = {method: whole_space().point(method, settings, METHODS[method].reference) for method, settings in POINTS.items()}
     sides = {name: Recording(replace(task, precision=name), out / name, out / name, threads) for name in PRECISIONS}
     found: dict[str, dict[str, list[dict[str, Any]]]] = {method: {name: [] for name in sides} for method in methods}
     with ExitStack() as workers:
@@ -83,10 +85,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/int8"), help="where runs are kept, to go on with")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    task, methods, seeds = TASK, tuple(RATES), range(FIRST_SEED, FIRST_SEED + arguments.seeds)
+    task, methods, seeds = TASK, tuple(POINTS), range(FIRST_SEED, FIRST_SEED + arguments.seeds)
     out = arguments.out
     if arguments.quick:
-        task, methods, seeds, out = replace(TASK, steps=6, validations=1), tuple(RATES)[:2], seeds[:1], out / "quick"
+        task, methods, seeds, out = replace(TASK, steps=6, validations=1), tuple(POINTS)[:2], seeds[:1], out / "quick"
     out.mkdir(parents=True, exist_ok=True)
     with FileLock(out / ".lock", timeout=1):
         result = measure(task, methods, seeds, out, arguments.threads)

@@ -25,7 +25,7 @@ from sides import DATA, Side
 
 HERE = Path(__file__).parent
 BATCH = 8
-OURS = ("finemesh", "finemesh_bf16", "finemesh_int8")
+OURS = ("finemesh", "finemesh_int8")
 VALIDATION_ROWS = 48
 
 
@@ -94,7 +94,7 @@ def measure(rows: int, names: list[str]) -> dict[str, Any]:
             side.close()
         judged = judge(folder)
     ours, others = sides[:len(OURS)], sides[len(OURS):]
-    profile = profiles["finemesh_bf16"]
+    profile = profiles["finemesh"]
     products = profile["gflop"] / profile["seconds"] / judged["gemm_gflops"]["bf16"]
     return {
         "ratios": {f"tokens_per_second{one.name.removeprefix('finemesh')}_vs_{other.name}": round(one.rate() / other.rate(), 2)
@@ -113,20 +113,20 @@ def measure(rows: int, names: list[str]) -> dict[str, Any]:
 
 def tables(result: dict[str, Any]) -> list[Table]:
     sides = Table(title="LoRA r 8, SmolLM2-135M-Instruct, batch 8, at most 256 tokens a row")
-    for column in ("", "useful tokens/s", "finemesh is faster by", "in bf16 by", "in int8 by", "trained tokens",
+    for column in ("", "useful tokens/s", "finemesh is faster by", "in int8 by", "trained tokens",
                    "validation loss"):
         sides.add_column(column)
-    sides.add_row("untuned", "", "", "", "", "0", f"{result['validation_loss']['untuned']:.4f}")
+    sides.add_row("untuned", "", "", "", "0", f"{result['validation_loss']['untuned']:.4f}")
     for name, rate in result["tokens_per_second"].items():
         faster = (result["ratios"].get(f"tokens_per_second{ours.removeprefix('finemesh')}_vs_{name}") for ours in OURS)
         sides.add_row(name, f"{rate:.0f}", *("" if ratio is None else f"{ratio:.1f} times" for ratio in faster),
                       str(result["trained_tokens"][name]), f"{result['validation_loss'][name]:.4f}")
     peak = result["gemm_gflops"]["bf16"]
     share = result["share_of_gemm_peak"]
-    time_of = Table(title=f"A step of finemesh_bf16 does {share:.0%} of what {peak:.0f} GFLOP/s (bf16) allow")
+    time_of = Table(title=f"A step of finemesh does {share:.0%} of what {peak:.0f} GFLOP/s (bf16) allow")
     time_of.add_column("where its time goes")
     time_of.add_column("share")
-    for kind, share in result["profiles"]["finemesh_bf16"]["shares"].items():
+    for kind, share in result["profiles"]["finemesh"]["shares"].items():
         time_of.add_row(kind, f"{share:.1%}")
     return [sides, time_of]
 

@@ -194,9 +194,8 @@ def prepare(config: Config, run: RunFolder, here: int | None = None) -> Study:
             splits = read_data(config, source)
             splits.write(run.splits)
         space = searched_space(config, splits, source)
-        fit, known = _Fit.of(config, splits, source), run.task.exists()
-        task = prepared_task(config, run) if known else _task(
-            config, run, source, splits, fit, here or config.workers)
+        known = run.task.exists()
+        task = prepared_task(config, run) if known else _task(config, run, source, splits, here or config.workers)
         write_json(run.task, task.to_json())
         write_json(run.space, space.to_json())
         if not run.machine.exists():
@@ -204,7 +203,7 @@ def prepare(config: Config, run: RunFolder, here: int | None = None) -> Study:
     references = {name: space.point(name, {}, METHODS[name].reference) for name in space.methods}
     with config.placed():
         _check_scores(config, splits)
-    return Study(splits, task, space, references, fit.trainable)
+    return Study(splits, task, space, references, _Fit.of(config, splits, source).trainable)
 
 
 def earlier_points(config: Config, run: RunFolder, study: Study) -> list[Known]:
@@ -246,14 +245,14 @@ def whole_space() -> Space:
     return Space({name: method.space for name, method in METHODS.items()})
 
 
-def _task(config: Config, run: RunFolder, source: ModelSource, splits: Splits, fit: _Fit, here: int) -> Task:
+def _task(config: Config, run: RunFolder, source: ModelSource, splits: Splits, here: int) -> Task:
     search = config.search
     max_length = min(config.data.max_length, context_of(source))  # the rows are shorter, but not all that will be asked
     measured = on_a_node(measure_precision, **config.ray.model_dump()) if config.executor == "ray" else measure_precision()
     with config.placed():
         if search.precision == "int8" and not measured.int8_gops:
             raise FieldError("int8 is for processors, and trials run on a GPU here: leave it at auto", "search", "precision")
-    precision = measured.chosen(search.precision, kernels=fit.has_kernels)
+    precision = measured.chosen(search.precision)
     return Task(source, splits.task, run.splits.resolve(), splits.labels, max_length, search.batch_size,
                 accumulation=search.accumulation, steps=search.steps, seed=search.seed, precision=precision,
                 threads=max(1, int(config.ray.cpus) if config.executor == "ray" else usable_cores() // here))

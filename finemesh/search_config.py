@@ -26,7 +26,7 @@ class SearchConfig(Section):
     reduction: int = Field(default=3, ge=2)  # of so many trials one is promoted, but two to the end
     batch_size: int = Field(default=8, ge=1)  # rows an optimizer step
     accumulation: int = Field(default=1, ge=1)  # parts in which such a batch is computed, to need less memory
-    precision: Literal["auto", "fp32", "bf16", "int8"] = "auto"  # auto: what is measured to be fastest
+    precision: Literal["auto", "fp32", "bf16", "int8"] = "auto"  # auto: the faster of fp32 and bf16, as measured
     earlier: list[str] = Field(default=[], alias="from")  # folders of runs whose best points are tried first
     constraints: dict[str, Any] = {}  # bounds on numbers of outcome.json: upper, or {at_least: x} for a score
     objectives: list[str] = [LOSS]  # several: the report shows the front

@@ -31,8 +31,7 @@ def print_check(found: Mapping[str, Any], console: Console) -> None:
     rows = ", ".join(f"{count:,} {name}" for name, count in found["rows"].items())
     left_out = [f"{found[name]:,} {name}" for name in ("duplicates", "dropped") if found[name]]
     console.print(_pairs({
-        "model": f"{found['model']}, {words.precision({'name': found['precision'], 'int8': found['int8']})}"
-                 + _memory(found["base_memory_mb"]),
+        "model": f"{found['model']}, {found['precision']}" + _memory(found["base_memory_mb"]),
         "data": f"{found['format']}\n{rows} rows" + (f"; left out: {', '.join(left_out)}" if left_out else ""),
         "a trial": f"sees the training rows {found['epochs_a_trial']:.2g} times",
         "the search": f"about {words.duration(found['search_seconds'])}, with the repeats and references at its end",

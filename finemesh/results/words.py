@@ -41,11 +41,6 @@ def setting(value: Any) -> str:
     return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
 
 
-def precision(chosen: Mapping[str, Any]) -> str:
-    """'bf16, gradients with int8', of what machine.json says of it."""
-    return str(chosen["name"]) + {"gradients": ", gradients with int8", "all": " with int8"}.get(chosen.get("int8", "no"), "")
-
-
 def name(key: str) -> str:
     return key.replace("_", " ")
 

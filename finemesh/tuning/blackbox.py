@@ -233,7 +233,7 @@ class Blackbox:
         training = horizon * task.batch_size * self.train.tokens / len(self.train.rows)
         affordable = VALIDATION_SHARE * training / (FORWARD_SHARE * max(1, self.validation.tokens))
         return Plan(task.task, job.steps, horizon, task.batch_size, job.seed, self._pad_id, accumulation=task.accumulation,
-                    int8=task.precision.int8, validations=task.validations or min(10, max(2, round(affordable))))
+                    int8=task.precision.name == "int8", validations=task.validations or min(10, max(2, round(affordable))))
 
     def _same_tokens(self, evaluation: Evaluation) -> None:
         rows = self.validation.rows

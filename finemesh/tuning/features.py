@@ -38,7 +38,7 @@ class Features:
         key = _fingerprint(batch)
         if key in self._places:
             return tuple(self._read(*place).to(device) for place in self._places[key])
-        with in_int8("no"):
+        with in_int8(False):
             states = compute()
         self._keep(key, states)
         return states

@@ -3,47 +3,47 @@
 import math
 import time
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-WORTH_IT = 1.3  # an arithmetic of fewer bits must be this much faster
-Int8 = Literal["no", "gradients", "all"]
+WORTH_IT = 1.3  # bfloat16 must be this much faster, or float32 is kept
 
 
 @dataclass(frozen=True)
 class Precision:
     """What a study computes in, and the rates of matrix products in GFLOP/s (GOP/s), 0 where they cannot be done.
 
-    `name` is fp32, or bf16: activations and frozen weights (trained weights stay float32). `int8` says which of a training
-    step's products with weights are done in 8 bits (kernels/int8.py): those that give the gradient of a layer's input, or all
-    with frozen weights as well. Losses are never measured so.
+    `name` is fp32; bf16: activations and frozen weights (trained weights stay float32); int8: the faster of these two, and
+    8 bits for a training step's products with frozen weights (kernels/int8.py). Losses are never measured in int8.
     """
 
     name: str
     fp32_gflops: float
     bf16_gflops: float
     int8_gops: float = 0.0
-    int8: Int8 = "no"
 
-    def chosen(self, wanted: str, *, kernels: bool = False) -> "Precision":
-        """For search.precision. `auto` takes what is measured to be faster: of fp32 and bf16, and beside bf16 8 bits for
-        gradients or not; `kernels`: whether the model is one that kernels/ computes, which alone know 8 bits.
-        """
-        if wanted in ("fp32", "bf16"):
-            return replace(self, name=wanted, int8="no")
-        half = self.bf16_gflops > WORTH_IT * self.fp32_gflops
-        pays = kernels and half and self.int8_gops > WORTH_IT * self.bf16_gflops
-        return replace(self, name="bf16" if half else "fp32", int8="all" if wanted == "int8" else "gradients" if pays else "no")
+    def chosen(self, wanted: str) -> "Precision":
+        """`wanted` as in the config's search.precision; auto takes the faster of fp32 and bf16."""
+        return replace(self, name=self._faster if wanted == "auto" else wanted)
+
+    @property
+    def _faster(self) -> str:
+        return "bf16" if self.bf16_gflops > WORTH_IT * self.fp32_gflops else "fp32"
+
+    @property
+    def stored(self) -> str:
+        """fp32 or bf16."""
+        return self._faster if self.name == "int8" else self.name
 
     @property
     def dtype(self) -> torch.dtype:
-        return torch.bfloat16 if self.name == "bf16" else torch.float32
+        return torch.bfloat16 if self.stored == "bf16" else torch.float32
 
     @property
     def mixed_precision(self) -> str:
         """As accelerate calls it."""
-        return "bf16" if self.name == "bf16" else "no"
+        return "bf16" if self.stored == "bf16" else "no"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -20,7 +20,6 @@ from finemesh.tuning.evaluation.loss import batch_losses
 from finemesh.tuning.kernels.int8 import in_int8
 from finemesh.tuning.methods import Method, Point
 from finemesh.tuning.models import TaskName
-from finemesh.tuning.precision import Int8
 from finemesh.tuning.schedule import Schedule
 
 CHECKPOINT_SECONDS = 20.0  # of training between checkpoints; more where saving one takes long
@@ -39,7 +38,7 @@ class Plan:
     pad_id: int
     accumulation: int = 1  # micro-batches an update
     clip: float = 1.0  # largest gradient norm
-    int8: Int8 = "no"  # which products with weights are done in 8-bit integers while training; validation never is
+    int8: bool = False  # products with frozen weights in 8-bit integers while training; validation is as without
     validations: int = 2  # along the way, the last at the horizon
 
     def validates(self, step: int) -> bool:

@@ -55,15 +55,13 @@ def test_dropout_is_continued_exactly(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(LORA.state(whole).values(), LORA.state(cut).values(), strict=True))
 
 
-@pytest.mark.parametrize(("int8", "apart"), [("gradients", 1e-3), ("all", 1e-2)])
-def test_training_in_int8_is_validated_without_and_continued_exactly(tmp_path, int8, apart):
+def test_training_in_int8_is_validated_without_and_continued_exactly(tmp_path):
     _, plain = tune(tmp_path / "a")
-    whole, progress = tune(tmp_path / "b", int8=int8)
-    tune(tmp_path / "c", 2, int8=int8)
-    cut, _ = tune(tmp_path / "c", int8=int8)
+    whole, progress = tune(tmp_path / "b", int8=True)
+    tune(tmp_path / "c", 2, int8=True)
+    cut, _ = tune(tmp_path / "c", int8=True)
     assert progress.curve[0].validation_loss == plain.curve[0].validation_loss
-    assert (progress.curve[1].train_loss == plain.curve[1].train_loss) is (int8 == "gradients")
-    assert 0 < abs(progress.curve[-1].validation_loss - plain.curve[-1].validation_loss) < apart
+    assert 0 < abs(progress.curve[-1].validation_loss - plain.curve[-1].validation_loss) < 0.01
     assert all(torch.equal(a, b) for a, b in zip(LORA.state(whole).values(), LORA.state(cut).values(), strict=True))
 
 

@@ -148,7 +148,7 @@ def about(record: Record) -> list[tuple[str, str]]:
         ("optimizer", search.get("optimizer")), ("fidelity", search.get("fidelity")),
         ("constraints", words.foresight(record.foresight)), ("warm start from", ", ".join(search.get("from") or [])),
         ("steps of a trial", search.get("steps")), ("seed", search.get("seed")),
-        ("precision", words.precision(precision) if isinstance(precision, dict) else precision),
+        ("precision", precision.get("name") if isinstance(precision, dict) else precision),
         ("processor", machine.get("processor")), ("graphics processors", ", ".join(machine.get("gpus") or [])),
         ("cores", machine.get("cores")), ("threads", machine.get("threads")),
         ("memory in GB", machine.get("memory_gb")),

@@ -1,8 +1,7 @@
 """Cross-entropy of a vocabulary head, chunk by chunk: the logits of a chunk are gone before the next one's are there.
 
 loss_i = -log softmax(W h_i)[t_i], and with p_i = softmax(W h_i) - onehot(t_i): dh_i = g_i W^T p_i, dW = sum_i g_i p_i h_i^T,
-where g_i is the gradient that reaches loss_i. A frozen head's dh_i / g_i is computed beside the loss, while p_i is at hand;
-within in_int8 in 8 bits.
+where g_i is the gradient that reaches loss_i. A frozen head's dh_i / g_i is computed beside the loss, while p_i is at hand.
 """
 
 from typing import Any
@@ -13,7 +12,6 @@ from numba import prange
 from torch.autograd import Function
 
 from finemesh.tuning.kernels.compiled import exp, highest_of, kernel, narrow, run, wide
-from finemesh.tuning.kernels.int8 import Rounded, products_in_int8, rounded
 
 CHUNK = 256  # positions
 
@@ -43,14 +41,6 @@ def cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Ten
     return losses
 
 
-def _product(error: torch.Tensor, targets: torch.Tensor, head: torch.Tensor, eight: Rounded) -> torch.Tensor:
-    """error @ head in 8 bits but for the targets' entries, beside which all others would be rounded to nothing."""
-    rows = torch.arange(len(error))
-    own = error[rows, targets][:, None] * head[targets]
-    error[rows, targets] = 0
-    return rounded(error, eight.scale).product(eight.values, torch.ones(head.size(1)), own, head.dtype)
-
-
 class _CrossEntropy(Function):
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -58,7 +48,6 @@ class _CrossEntropy(Function):
         head = weight.to(hidden.dtype)
         losses = torch.empty(len(hidden))
         d_hidden = torch.empty_like(hidden) if needs_hidden and not trained else None
-        eight = rounded(head) if d_hidden is not None and products_in_int8() != "no" else None
         errors = []
         for start in range(0, len(hidden), CHUNK):
             part = slice(start, start + CHUNK)
@@ -69,7 +58,7 @@ class _CrossEntropy(Function):
             if d_hidden is None:
                 errors.append(error)
             else:
-                d_hidden[part] = error @ head if eight is None else _product(error, targets[part], head, eight)
+                d_hidden[part] = error @ head
         ctx.save_for_backward(d_hidden, hidden, head, *errors)
         return losses
 

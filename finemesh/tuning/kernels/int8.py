@@ -1,4 +1,4 @@
-"""Products with a model's weights in 8-bit integers, for the steps of a training run.
+"""Products with frozen weights in 8-bit integers, for the steps of a training run, where `search.precision: int8` asks for it.
 
 Every row of an operand is divided by its largest entry and rounded to -127 .. 127; sums of products are exact:
 x W^T = (s_x s_w^T) * (q_x q_w^T), and for the gradient of the input dy W = s_d * (q_d q_w) with the rows of dy * s_w^T rounded.
@@ -18,7 +18,6 @@ import torch
 from numba import prange
 
 from finemesh.tuning.kernels.compiled import from_order, in_order, kernel, narrow, run, wide
-from finemesh.tuning.precision import Int8
 
 
 @dataclass(frozen=True)
@@ -78,17 +77,17 @@ def _scale(sums: Any, rows: Any, columns: Any, added: Any, adds: bool, y: Any) -
 
 
 @contextmanager
-def in_int8(products: Int8) -> Iterator[None]:
-    """Which products with weights are done in 8 bits meanwhile; `no` for what is kept longer than a step."""
-    token = _products.set(products)
+def in_int8(wanted: bool) -> Iterator[None]:
+    """Whether products with frozen weights are done in 8 bits meanwhile; not what is kept longer than a step."""
+    token = _wanted.set(wanted)
     try:
         yield
     finally:
-        _products.reset(token)
+        _wanted.reset(token)
 
 
-_products: ContextVar[Int8] = ContextVar("products", default="no")
+_wanted: ContextVar[bool] = ContextVar("in_int8", default=False)
 
 
-def products_in_int8() -> Int8:
-    return _products.get()
+def is_int8() -> bool:
+    return _wanted.get()

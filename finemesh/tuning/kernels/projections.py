@@ -5,7 +5,7 @@ dx = sum_i dy_i W_i + du A,  du_i = dy_i s_i B_i,  dA = du^T x,  dB_i = s_i dy_i
 A sparse increment is folded into W_i already; of dW_i = dy_i^T x only its entries are computed.
 
 What is frozen costs nothing in the backward pass; casts are of weights that are trained, never of activations. Within
-in_int8, dy_i W_i is done in 8 bits, and x W_i^T of frozen weights where that is asked for.
+in_int8, x W_i^T and dy_i W_i of frozen weights are done in 8 bits.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import nn
 from torch.autograd import Function
 
-from finemesh.tuning.kernels.int8 import Rounded, products_in_int8, rounded
+from finemesh.tuning.kernels.int8 import Rounded, is_int8, rounded
 from finemesh.tuning.kernels.sampled import Entries, Tokens
 
 TENSORS = 5  # of a layer: W, b, A, B, delta
@@ -119,10 +119,6 @@ def _one(x: torch.Tensor, layer: nn.Module) -> torch.Tensor:
     return torch.addmm(base, low, (parts.lora.b * parts.lora.scale).to(x.dtype).t())
 
 
-def _is_frozen(part: Parts) -> bool:
-    return part.sparse is None and not part.weight.requires_grad
-
-
 def _forward(x: torch.Tensor | Rounded, weight: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
     """x W^T + residual."""
     if isinstance(x, Rounded):
@@ -146,8 +142,8 @@ class _Projections(Function):
     def forward(ctx: Any, parts: Sequence[Parts], x: torch.Tensor, residual: torch.Tensor | None,
                 *tensors: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
         weights = [part.weight.to(x.dtype) for part in parts]
-        int8 = products_in_int8()
-        read = rounded(x) if int8 == "all" and all(_is_frozen(part) for part in parts) else x
+        int8 = is_int8() and all(part.sparse is None and not part.weight.requires_grad for part in parts)
+        read = rounded(x) if int8 else x
         downs: list[torch.Tensor] = [part.lora.a for part in parts if part.lora]
         ups = [(part.lora.b * part.lora.scale).to(x.dtype) if part.lora else None for part in parts]
         down = torch.cat(downs).to(x.dtype) if downs else None  # (sum of ranks, in)
@@ -163,7 +159,7 @@ class _Projections(Function):
                 at += up.size(1)
             outputs.append(y)
         ctx.save_for_backward(x, down, low, *weights, *ups)
-        ctx.parts, ctx.int8 = parts, int8 != "no"
+        ctx.parts, ctx.int8 = parts, int8
         return tuple(outputs)
 
     @staticmethod

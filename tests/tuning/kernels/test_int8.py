@@ -6,13 +6,10 @@ import torch
 from finemesh.tuning.data.batches import collate
 from finemesh.tuning.features import Features
 from finemesh.tuning.kernels import scored_losses, scored_states
-from finemesh.tuning.kernels.head import cross_entropy
-from finemesh.tuning.kernels.int8 import in_int8, products_in_int8, rounded
-from finemesh.tuning.precision import Int8
+from finemesh.tuning.kernels.int8 import in_int8, is_int8, rounded
 from tests import tiny
 from tests.tuning.kernels.test_decoder import gradients, prepared
 
-PRODUCTS: tuple[Int8, ...] = ("no", "all")
 TYPES = [torch.float32, torch.bfloat16]
 
 
@@ -48,42 +45,25 @@ def test_a_product_is_that_of_the_rounded_operands(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("method", ["lora", "prompt", "prefix"])
-@pytest.mark.parametrize(("products", "apart"), [("all", 0.1), ("gradients", 0.03)])
-def test_losses_and_gradients_stay_near(method: str, products: Int8, apart: float) -> None:
+def test_losses_and_gradients_stay_near(method: str) -> None:
     tuned, batch = prepared("llama", method)
     exact, expected = gradients(tuned, lambda: scored_losses(tuned, batch))
-    with in_int8(products):
+    with in_int8(True):
         near, found = gradients(tuned, lambda: scored_losses(tuned, batch))
-    assert torch.equal(near, exact) is (products == "gradients")
+    assert not torch.equal(near, exact)
     torch.testing.assert_close(near, exact, rtol=0.02, atol=0.02)
     for name, gradient in expected.items():
-        assert (found[name] - gradient).norm() < apart * gradient.norm(), name
-    assert any(not torch.equal(found[name], gradient) for name, gradient in expected.items())
+        assert (found[name] - gradient).norm() < 0.1 * gradient.norm(), name
 
 
 @pytest.mark.parametrize(("method", "changes"), [("full", {}), ("sift", {"rank": 2})])
-def test_the_forward_pass_of_trained_weights_is_in_full(method: str, changes: dict[str, int]) -> None:
+def test_what_is_trained_is_computed_with_as_it_is(method: str, changes: dict[str, int]) -> None:
     tuned, batch = prepared("llama", method, **changes)
     exact, expected = gradients(tuned, lambda: scored_losses(tuned, batch))
-    with in_int8("all"):
-        found, near = gradients(tuned, lambda: scored_losses(tuned, batch))
+    with in_int8(True):
+        found, same = gradients(tuned, lambda: scored_losses(tuned, batch))
     assert torch.equal(found, exact)
-    for name, gradient in expected.items():
-        assert (near[name] - gradient).norm() < 0.03 * gradient.norm(), name
-
-
-def test_a_frozen_head_s_small_probabilities_count_beside_the_target() -> None:
-    torch.manual_seed(0)
-    hidden, weight, targets = 0.3 * torch.randn(9, 16), torch.randn(500, 16), torch.randint(500, (9,))
-    hidden.requires_grad_()
-    exact = cross_entropy(hidden, weight, targets)
-    (expected,) = torch.autograd.grad(exact.sum(), hidden)
-    with in_int8("gradients"):
-        found = cross_entropy(hidden, weight, targets)
-    (gradient,) = torch.autograd.grad(found.sum(), hidden)
-    assert torch.equal(found, exact)
-    assert not torch.equal(gradient, expected)
-    assert (gradient - expected).norm() < 0.01 * expected.norm()
+    assert all(torch.equal(same[name], gradient) for name, gradient in expected.items())
 
 
 def test_a_loss_that_is_no_number_shows() -> None:
@@ -91,7 +71,7 @@ def test_a_loss_that_is_no_number_shows() -> None:
     weight = next(p for name, p in tuned.named_parameters() if "down_proj.base" in name)
     with torch.no_grad():
         weight[0, 0] = float("nan")
-    with in_int8("all"):
+    with in_int8(True):
         losses = scored_losses(tuned, batch)
     assert losses is not None
     assert losses.isnan().all()
@@ -101,8 +81,8 @@ def test_features_that_are_kept_are_computed_in_full() -> None:
     """What a head is trained on is what it is validated on."""
     model, context = tiny.case("llama", "instruct")
     batch, states = collate(list(context.encoded[:4]), 0), []
-    for products in PRODUCTS:
-        with in_int8(products), torch.no_grad():
+    for int8 in (False, True):
+        with in_int8(int8), torch.no_grad():
             states += Features().of(batch, lambda: (scored_states(model, batch),))
-        assert products_in_int8() == "no"
+        assert not is_int8()
     assert torch.equal(*states)
