@@ -4,7 +4,7 @@ auto does the gradients of layers' inputs in 8 bits where that is faster, int8 a
 
 Of some methods: the reference settings at a rate that suits these few steps, on three seeds. The validation
 losses (never measured in int8) are compared seed by seed; times and peak memory as ratios. Runs are kept in
-`--out`: started again, the command goes on. Half an hour on one thread.
+`--out`: started again, the command goes on. A quarter of an hour on two cores.
 
     python benchmarks/int8.py [--quick] [--seeds 3] [--threads N] [--out runs/int8] [--json]
 """
