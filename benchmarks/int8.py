@@ -1,9 +1,7 @@
-"""What 8 bits change: the same trials with each `search.precision`, on the demo's model and data, in turns.
+"""What `search.precision: int8` changes: the same trials in bf16 and with it, on the demo's model and data, in turns.
 
-auto does the gradients of layers' inputs in 8 bits where that is faster, int8 all products with frozen weights, bf16 none.
-
-Of some methods: the reference settings at a rate that suits these few steps, on three seeds. The validation
-losses (never measured in int8) are compared seed by seed; times and peak memory as ratios. Runs are kept in
+Of four methods whose frozen weights it concerns: the reference settings at a rate that suits these few steps, on three seeds.
+The validation losses, which are measured in bf16, are compared seed by seed; times and peak memory as ratios. Runs are kept in
 `--out`: started again, the command goes on. A quarter of an hour on two cores.
 
     python benchmarks/int8.py [--quick] [--seeds 3] [--threads N] [--out runs/int8] [--json]
@@ -29,14 +27,13 @@ from finemesh.tuning.methods import METHODS
 POINTS = {"lora": {"learning_rate": 1e-3}, "bottleneck": {"learning_rate": 1e-3}, "prompt": {"learning_rate": 1e-2},
           "prefix": {"learning_rate": 5e-3, "init": "text", "reparameterization": "none"}}  # else the reference settings
 TASK = Dataset("chatterbot", SMOLLM, "package:chatterbot-corpus", rows=(2000, 89, 1), steps=40, batch_size=8, validations=2)
-PRECISIONS = ("bf16", "int8")
 FIRST_SEED = 201
 NUMBERS = ("validation_loss", "seconds", "peak_memory_mb")
 
 
 def measure(task: Dataset, methods: Sequence[str], seeds: Sequence[int], out: Path, threads: int | None) -> dict[str, Any]:
     points = {method: whole_space().point(method, settings, METHODS[method].reference) for method, settings in POINTS.items()}
-    sides = {name: Recording(replace(task, precision=name), out / name, out / name, threads) for name in PRECISIONS}
+    sides = {name: Recording(replace(task, precision=name), out / name, out / name, threads) for name in ("bf16", "int8")}
     found: dict[str, dict[str, list[dict[str, Any]]]] = {method: {name: [] for name in sides} for method in methods}
     with ExitStack() as workers:
         executors = {name: workers.enter_context(side.worker()) for name, side in sides.items()}
@@ -47,33 +44,27 @@ def measure(task: Dataset, methods: Sequence[str], seeds: Sequence[int], out: Pa
                     if not side.results.known(run):
                         side.do(run, executors[name])
                     found[method][name].append(side.results[run])
-    return {"ratios": {f"{number}_{name}_vs_bf16_{method}": round(median(b[number] / a[number] for a, b in zip(
-                lines["bf16"], lines[name], strict=True)), 4)
-                for method, lines in found.items() for name in PRECISIONS[1:] for number in NUMBERS},
-            "methods": {method: compared(lines) for method, lines in found.items()},
-            "precisions": {name: side.study.task.precision.to_json() for name, side in sides.items()},
+    return {"ratios": {f"{number}_vs_bf16_{method}": round(median(b[number] / a[number] for a, b in zip(
+                lines["bf16"], lines["int8"], strict=True)), 4) for method, lines in found.items() for number in NUMBERS},
+            "methods": {method: compared(lines["bf16"], lines["int8"]) for method, lines in found.items()},
             "steps": task.steps, "seeds": list(seeds),
             "machine": machine(), "versions": versions("finemesh", "torch", "transformers", "peft")}
 
 
-def compared(lines: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-    """The losses of bf16, by seed, and how far the others lie above them."""
-    losses = {name: [line["validation_loss"] for line in side] for name, side in lines.items()}
-    return {"bf16": [round(loss, 4) for loss in losses["bf16"]]} | {
-        name: [round(b - a, 4) for a, b in zip(losses["bf16"], losses[name], strict=True)] for name in PRECISIONS[1:]}
+def compared(bf16: Sequence[Mapping[str, Any]], int8: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """The losses in bf16, by seed, and how far those of int8 lie above them."""
+    losses, others = ([line["validation_loss"] for line in lines] for lines in (bf16, int8))
+    return {"bf16": [round(loss, 4) for loss in losses],
+            "int8_above": [round(b - a, 4) for a, b in zip(losses, others, strict=True)]}
 
 
 def table(result: Mapping[str, Any]) -> Table:
-    shown = Table("method", "loss in bf16", title=f"{result['steps']} steps, {len(result['seeds'])} seeds")
-    for name in PRECISIONS[1:]:
-        shown.add_column(f"{name}: above it")
-        shown.add_column("time, memory")
+    shown = Table("method", "loss in bf16", "int8: above it", "time", "peak memory",
+                  title=f"{result['steps']} steps, {len(result['seeds'])} seeds")
     for method, entry in result["methods"].items():
-        cells = [f"{fmean(entry['bf16']):.4f}"]
-        for name in PRECISIONS[1:]:
-            ratios = (result["ratios"][f"{number}_{name}_vs_bf16_{method}"] for number in NUMBERS[1:])
-            cells += [", ".join(f"{d:+.4f}" for d in entry[name]), ", ".join(f"{ratio:.2f}" for ratio in ratios)]
-        shown.add_row(method, *cells)
+        time, memory = (result["ratios"][f"{number}_vs_bf16_{method}"] for number in NUMBERS[1:])
+        shown.add_row(method, f"{fmean(entry['bf16']):.4f}", ", ".join(f"{d:+.4f}" for d in entry["int8_above"]),
+                      f"{time:.2f}", f"{memory:.2f}")
     return shown
 
 

@@ -3,7 +3,7 @@
 LoRA r 8 on all linear layers of SmolLM2-135M-Instruct, Alpaca rows of at most 256 tokens, batches of 8. The sides run in
 processes of their own and take turns step by step, one epoch over the same rows; then one judge computes, in float32, the
 loss of every adapter on the same validation rows. TRL runs as it comes, that is with activation checkpointing; a further
-side, trl_bf16_keeping, keeps its activations.
+side, trl_bf16_keeping, keeps its activations. finemesh_int8 is `search.precision: int8`.
 
     python benchmarks/throughput.py [--quick] [--rows 96] [--json]       (FINEMESH_DATA holds alpaca_en_demo.jsonl)
 """
@@ -113,8 +113,7 @@ def measure(rows: int, names: list[str]) -> dict[str, Any]:
 
 def tables(result: dict[str, Any]) -> list[Table]:
     sides = Table(title="LoRA r 8, SmolLM2-135M-Instruct, batch 8, at most 256 tokens a row")
-    for column in ("", "useful tokens/s", "finemesh is faster by", "in int8 by", "trained tokens",
-                   "validation loss"):
+    for column in ("", "useful tokens/s", "finemesh is faster by", "in int8 by", "trained tokens", "validation loss"):
         sides.add_column(column)
     sides.add_row("untuned", "", "", "", "0", f"{result['validation_loss']['untuned']:.4f}")
     for name, rate in result["tokens_per_second"].items():

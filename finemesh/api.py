@@ -172,8 +172,7 @@ def check(config: Config, message: Callable[[str], None] = lambda text: None) ->
     return {"task": splits.task, "format": splits.format, "rows": summary["rows"],
             **{name: summary[name] for name in ("tasks",) if name in summary}, "duplicates": splits.duplicates,
             "dropped": splits.dropped, "data_hash": summary["data_hash"], "model": source.public_name,
-            "precision": study.task.precision.name,
-            "epochs_a_trial": round(steps * batch / len(splits.train), 2),
+            "precision": study.task.precision.name, "epochs_a_trial": round(steps * batch / len(splits.train), 2),
             "base_memory_mb": next((o.base_memory_mb for o in outcomes.values() if o.base_memory_mb), None),
             "methods": methods, "search_seconds": round(mean * trials / config.workers),
             "warnings": warnings}

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from finemesh.config import Config
@@ -121,9 +122,8 @@ def searched_space(config: Config, splits: Splits, source: ModelSource) -> Space
     wanted = config.spaces if config.spaces is not None else {name: {} for name in fitting}
     space = whole_space().narrowed(wanted)
     with config.placed():
-        if config.search.precision == "int8" and not fit.has_kernels:
-            raise FieldError(f"int8 is for causal models of the types {', '.join(FAMILIES)}, on processors, and "
-                             f"{type(fit.model).__name__} is none: leave it at auto", "search", "precision")
+        if config.search.precision == "int8" and (refusal := _no_int8(config, fit.model)):
+            raise FieldError(f"int8 {refusal}: leave it at auto", "search", "precision")
         for index, (method, written) in enumerate(wanted.items()):
             if reasons[method]:
                 raise FieldError(f"{method} does not fit: {reasons[method]}. These do: {', '.join(fitting)}.",
@@ -141,6 +141,15 @@ def refuse_point(config: Config, splits: Splits, method: str, point: Mapping[str
         raise InputError(f"{method}: {refusal}")
 
 
+def _no_int8(config: Config, model: PreTrainedModel) -> str | None:
+    """Why no step would do anything in 8 bits."""
+    if config.ray.gpus if config.executor == "ray" else torch.cuda.is_available():
+        return "is for processors, and trials run on a GPU"
+    if way_through(model, time=1) is None:
+        return f"is for causal models of the types {', '.join(FAMILIES)}, and {type(model).__name__} is none"
+    return None
+
+
 @dataclass(frozen=True)
 class _Fit:
     """Whether methods and their settings fit the model and the data: its shapes and some of the rows are looked at."""
@@ -156,11 +165,6 @@ class _Fit:
         pairs, _ = encode_all(splits.train[:LOOKED_AT], tokenizer, length, splits.task, labels=splits.labels)
         return _Fit(model, Context(splits.task, tokenizer, [example for example, _ in pairs], [row for _, row in pairs],
                                    length, context_length(model.config), config.search.seed))
-
-    @property
-    def has_kernels(self) -> bool:
-        """Whether it is a model whose steps kernels/ computes."""
-        return way_through(self.model, self.context.max_length) is not None
 
     def reason(self, method: str) -> str | None:
         """Why the method does not fit at all: for its kind, or because even its smallest settings are too much."""
@@ -249,12 +253,9 @@ def _task(config: Config, run: RunFolder, source: ModelSource, splits: Splits, h
     search = config.search
     max_length = min(config.data.max_length, context_of(source))  # the rows are shorter, but not all that will be asked
     measured = on_a_node(measure_precision, **config.ray.model_dump()) if config.executor == "ray" else measure_precision()
-    with config.placed():
-        if search.precision == "int8" and not measured.int8_gops:
-            raise FieldError("int8 is for processors, and trials run on a GPU here: leave it at auto", "search", "precision")
-    precision = measured.chosen(search.precision)
     return Task(source, splits.task, run.splits.resolve(), splits.labels, max_length, search.batch_size,
-                accumulation=search.accumulation, steps=search.steps, seed=search.seed, precision=precision,
+                accumulation=search.accumulation, steps=search.steps, seed=search.seed,
+                precision=measured.chosen(search.precision),
                 threads=max(1, int(config.ray.cpus) if config.executor == "ray" else usable_cores() // here))
 
 

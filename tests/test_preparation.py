@@ -45,7 +45,7 @@ def refused(capsys: Captured, *command: str | Path) -> str:
     ("causal", "pairs", 32, "lora: {}\nsearch: {objectives: [validation_loss, accuracy]}",
      "line 7: search.objectives: accuracy is not measured for task: instruct"),
     ("encoder", "labels", 32, "lora: {}\nsearch: {precision: int8}",
-     "line 7: search.precision: int8 is for causal models of the types Llama, Mistral, Qwen2, on processors, and Bert"),
+     "line 7: search.precision: int8 is for causal models of the types Llama, Mistral, Qwen2, and BertForSequence"),
     *(("causal", "pairs", 32, f"{method}: {{length: 9000}}", f"line 6: methods.{method}.length: 9000 cannot be used here")
       for method in ("prefix", "prompt", "p_tuning", "p_tuning_v2")),
 ])
@@ -59,6 +59,17 @@ def test_what_does_not_fit_is_refused_before_anything_is_spent(
     assert message.startswith(f"Error: {file}, line ")
     assert words in message
     assert not (tmp_path / "run").exists()
+
+
+def test_int8_is_refused_where_trials_run_on_gpus(places: Path, tmp_path: Path, capsys: Captured,
+                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "mine.yaml"
+    config = CONFIG.format(model=places / "causal", data=places / "pairs", length=32, methods="lora: {}", out=tmp_path / "run")
+    file.write_text(config + "search: {precision: int8}\nexecutor: ray\nray: {gpus: 1}\n")
+    assert "line 8: search.precision: int8 is for processors, and trials run on a GPU: leave" in refused(capsys, "check", file)
+    file.write_text(config + "search: {precision: int8}\n")
+    monkeypatch.setattr(preparation.torch.cuda, "is_available", lambda: True)
+    assert "int8 is for processors" in refused(capsys, "check", file)
 
 
 def test_options_that_do_not_fit_are_named_as_options(places: Path, tmp_path: Path, capsys: Captured) -> None:

@@ -12,16 +12,15 @@ WORTH_IT = 1.3  # bfloat16 must be this much faster, or float32 is kept
 
 @dataclass(frozen=True)
 class Precision:
-    """What a study computes in, and the rates of matrix products in GFLOP/s (GOP/s), 0 where they cannot be done.
+    """What a study computes in, and the rates of matrix products in GFLOP/s, on processors of one thread.
 
     `name` is fp32; bf16: activations and frozen weights (trained weights stay float32); int8: the faster of these two, and
-    8 bits for a training step's products with frozen weights (kernels/int8.py). Losses are never measured in int8.
+    8 bits for a training step's products with frozen weights (kernels/int8.py), never for validation and test.
     """
 
     name: str
     fp32_gflops: float
     bf16_gflops: float
-    int8_gops: float = 0.0
 
     def chosen(self, wanted: str) -> "Precision":
         """`wanted` as in the config's search.precision; auto takes the faster of fp32 and bf16."""
@@ -55,24 +54,24 @@ def measure_precision(rows: int = 512, width: int = 1024, repeats: int = 8) -> P
     The best of `repeats` products in turns with one thread is the same whatever else the machine does: the choice has to be.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kinds = [torch.float32, torch.bfloat16] + [torch.int8] * (device.type == "cpu")
-    pairs = {kind: [torch.ones(size, width, dtype=kind, device=device) for size in (rows, width)] for kind in kinds}
-    fastest = dict.fromkeys(kinds, math.inf)
+    pairs = {dtype: [torch.ones(size, width, dtype=dtype, device=device) for size in (rows, width)]
+             for dtype in (torch.float32, torch.bfloat16)}
+    fastest = dict.fromkeys(pairs, math.inf)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         for _ in range(repeats + 1):
-            for kind, (a, b) in pairs.items():
-                fastest[kind] = min(fastest[kind], _seconds(a, b))
+            for dtype, (a, b) in pairs.items():
+                fastest[dtype] = min(fastest[dtype], _seconds(a, b))
     finally:
         torch.set_num_threads(threads)
-    rates = {kind: round(2 * rows * width * width / seconds / 1e9, 1) for kind, seconds in fastest.items()}
-    return Precision("fp32", rates[torch.float32], rates[torch.bfloat16], rates.get(torch.int8, 0.0)).chosen("auto")
+    fp32, bf16 = (round(2 * rows * width * width / seconds / 1e9, 1) for seconds in fastest.values())
+    return Precision("fp32", fp32, bf16).chosen("auto")
 
 
 def _seconds(a: torch.Tensor, b: torch.Tensor) -> float:
     start = time.perf_counter()
-    (torch._int_mm if a.dtype is torch.int8 else torch.mm)(a, b)
+    torch.mm(a, b)
     if a.device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - start

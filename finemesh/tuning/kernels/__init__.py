@@ -3,7 +3,7 @@
     compiled.py      what compiled kernels are written with
     packing.py       a batch without padding, what all rows begin with held once
     projections.py   linear layers and their LoRA increments
-    int8.py          products with weights in 8-bit integers
+    int8.py          products with frozen weights in 8-bit integers
     attention.py     causal attention as batched matrix products
     pointwise.py     RMSNorm, SwiGLU
     head.py          the cross-entropy of the vocabulary head at scored positions
