@@ -2,11 +2,11 @@
 
 Small talk's questions by topic with MiniLM-L6, and its answers with SmolLM2-135M-Instruct (the demo's task). Of each
 method: the reference settings, then points that fill its whole space evenly (an additive recurrence), then points near the
-best two so far, then the best on two more seeds. Every run is a line of benchmarks/landscapes/TASK.jsonl, with its learning
+best two so far, then the best on two more seeds, then every point on a second seed, then the better half on a third. Every run is a line of benchmarks/landscapes/TASK.jsonl, with its learning
 curve and the final losses of the validation rows; started again, the command goes on. About two hours on two cores; the
 tasks can be given to two processes.
 
-    python benchmarks/landscapes.py [--tasks topics,chatterbot] [--quick] [--threads N] [--json]
+    python benchmarks/landscapes.py [--tasks topics,chatterbot] [--methods lora,...] [--quick] [--threads N] [--json]
 """
 
 import argparse
@@ -36,12 +36,16 @@ from finemesh.tuning.methods import METHODS
 HERE = Path(__file__).parent
 NEAR = 0.12  # the standard deviation of a step from a good point, as a share of each range
 FEWEST = 15  # questions of a topic
+REPEATS = 3  # rounds of repeats
 OTHER = 0.25  # the chance that a choice is drawn anew on the way
 
 
 @dataclass(frozen=True)
 class Landscape:
-    """`even` and `near`: how many points of each method, beside the reference; `repeated` of them get more `seeds`."""
+    """`even` and `near`: how many points of each method, beside the reference.
+
+    More `seeds` go to the `repeated` best, then the first of them to every point, the others to the better half.
+    """
 
     dataset: Dataset
     methods: tuple[str, ...]
@@ -93,7 +97,7 @@ class Survey(Recording):
         self.landscape = landscape
 
     def next_run(self, method: str, most: int) -> Run | None:
-        """What is not known of the first `most` points, then of the repeats."""
+        """What is not known of the first `most` points, then of the repeats: of the best, of all, of the better half."""
         found: list[tuple[float, Run]] = []
         points = 1 + self.landscape.even + self.landscape.near
         for index in range(min(most, points)):
@@ -102,9 +106,11 @@ class Survey(Recording):
                 return run
             line = self.results[run]
             found.append((line["validation_loss"] if line["state"] == "complete" else math.inf, run))
-        if most > points:
-            for _, run in best_first(found)[:self.landscape.repeated]:
-                for seed in self.landscape.seeds:
+        second, *others = self.landscape.seeds
+        repeats = (self.landscape.repeated, self.landscape.seeds), (len(found), (second,)), (len(found) // 2, others)
+        for count, seeds in repeats[:max(0, most - points)]:
+            for _, run in best_first(found)[:count]:
+                for seed in seeds:
                     if not self.results.known(again := replace(run, seed=seed)):
                         return again
         return None
@@ -149,7 +155,7 @@ def record(landscape: Landscape, out: Path, results: Path, threads: int | None) 
     """Point by point of all methods, so that what is there at any time is even."""
     with FileLock(out / f".{landscape.dataset.name}.lock", timeout=1):
         survey = Survey(landscape, out, results, threads)
-        rounds = 1 + landscape.even + landscape.near + 1
+        rounds = 1 + landscape.even + landscape.near + REPEATS
         if not any(survey.next_run(method, rounds) for method in landscape.methods):
             return
         with survey.worker() as executor:
@@ -163,9 +169,13 @@ def record(landscape: Landscape, out: Path, results: Path, threads: int | None) 
 
 def planned(survey: Survey, rounds: int) -> Iterator[Run]:
     for most in range(1, rounds + 1):
-        for method in survey.landscape.methods:
-            while (run := survey.next_run(method, most)) is not None:
-                yield run
+        methods = list(survey.landscape.methods)
+        while methods:
+            for method in tuple(methods):
+                if (run := survey.next_run(method, most)) is not None:
+                    yield run
+                else:
+                    methods.remove(method)
 
 
 def document(landscapes: list[Landscape], folder: Path) -> dict[str, Any]:
@@ -194,6 +204,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="where the runs are made (runs/landscapes, or runs/landscapes-quick)")
     parser.add_argument("--results", type=Path, help="where TASK.jsonl lie (benchmarks/landscapes; with --quick as --out)")
     parser.add_argument("--tasks", default=",".join(landscape.dataset.name for landscape in LANDSCAPES))
+    parser.add_argument("--methods", default=",".join(METHODS), help="only these, of those that a task has")
     parser.add_argument("--quick", action="store_true", help="two methods, three points: some minutes")
     parser.add_argument("--threads", type=int, help="of the worker (default: all cores)")
     parser.add_argument("--json", action="store_true")
@@ -203,6 +214,10 @@ def main() -> None:
     chosen = [landscape for landscape in LANDSCAPES if landscape.dataset.name in arguments.tasks.split(",")]
     if not chosen:
         sys.exit(f"--tasks: {arguments.tasks} is none of {', '.join(one.dataset.name for one in LANDSCAPES)}.")
+    if unknown := set(arguments.methods.split(",")) - set(METHODS):
+        sys.exit(f"--methods: there is no {' and no '.join(sorted(unknown))}; there are {', '.join(METHODS)}.")
+    chosen = [replace(one, methods=tuple(method for method in one.methods if method in arguments.methods.split(",")))
+              for one in chosen]
     if arguments.quick:
         chosen = [replace(one, methods=("lora", "prompt"), even=1, near=1, repeated=0, dataset=replace(
             one.dataset, steps=2, validations=2, rows=(64, 8, 1))) for one in chosen]
