@@ -5,7 +5,8 @@ What a search thinks best at any time is then trained anew on fresh seeds, and j
 and judgements are kept in `--out`: started again, the command goes on.
 `live_tokens_vs_tpe30`: tokens until the loss is that of TPE's last choice, over the tokens of all TPE trials.
 
-    python benchmarks/live.py [--quick] [--task chatterbot] [--trials 30] [--seed 0] [--threads N] [--out runs/live] [--json]
+    python benchmarks/live.py [--quick] [--task chatterbot] [--steps N] [--methods lora,...] [--trials 30]
+        [--seed 0] [--threads N] [--out runs/live] [--json]
 """
 
 import argparse
@@ -94,7 +95,8 @@ def measure(survey: Survey, trials: int, seed: int, fresh: Sequence[int]) -> dic
                     "spent": trace[-1][0], "tokens_vs_tpe30": until(trace, goal) / trials} for name, trace in traces.items()}
     return {"ratios": {f"live_tokens_vs_tpe30_{name}": round(entry["tokens_vs_tpe30"], 4) for name, entry in found.items()
                        if math.isfinite(entry["tokens_vs_tpe30"])},
-            "searches": found, "trials": trials, "seed": seed, "task": survey.dataset.name, "machine": machine(),
+            "searches": found, "trials": trials, "seed": seed, "task": survey.dataset.name, "steps": survey.dataset.steps, "methods": survey.landscape.methods,
+            "machine": machine(),
             "versions": versions("finemesh", "optuna", "PyNomadBBO", "torch", "transformers")}
 
 
@@ -112,6 +114,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two methods, two trials' steps: some minutes")
     parser.add_argument("--task", choices=tuple(TASKS), default="chatterbot")
+    parser.add_argument("--steps", type=int, help="of a full trial (default: as many as the recorded ones have); needs an --out of its own")
+    parser.add_argument("--methods", help="only these, of those that the task has")
     parser.add_argument("--trials", type=int, default=30, help="of TPE, all of full length")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, help="of the worker (default: all cores)")
@@ -122,6 +126,10 @@ def main() -> None:
     landscape = TASKS[arguments.task]
     if arguments.quick:
         landscape = replace(landscape, methods=("lora", "head"))
+    if arguments.methods:
+        landscape = replace(landscape, methods=tuple(arguments.methods.split(",")))
+    if arguments.steps:
+        landscape = replace(landscape, dataset=replace(landscape.dataset, steps=arguments.steps))
     arguments.out.mkdir(parents=True, exist_ok=True)
     with FileLock(arguments.out / ".lock", timeout=1):
         survey = Survey(with_data(landscape, arguments.out), arguments.out, arguments.out, arguments.threads)

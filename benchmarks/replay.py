@@ -3,7 +3,7 @@
 Between the recorded points of a method the logarithms of the learning curves are interpolated by radial basis functions with
 a linear kernel, which pass through every recorded curve, and never beyond the lowest and the highest; each hyperparameter's
 scale is chosen by the error in leaving one point out. Where the nearest recorded point failed a trial fails. A seed's noise is
-that of the recorded repeats.
+what a recorded point nearby had on one of its seeds, the whole curve's: it grows with the rate, and has the tail that seeds have.
 """
 
 import hashlib
@@ -34,19 +34,20 @@ from finemesh.tuning.evaluation.rival import read_rival, write_rows
 from finemesh.tuning.methods import METHODS
 
 SCALES = (0.25, 1.0, 3.0)  # of a hyperparameter's range, one of which fits best
+NEIGHBOURS = 4  # points whose seeds are drawn from
 LLAMA = "llama2_7b_lora"
 Vector = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Surface:
-    """Of one method: curves (points, validations), by features (points, features)."""
+    """Of one method: curves (points, validations), over seeds the mean of their logarithms, by features (points, features)."""
 
     space: Mapping[str, Hyperparameter]
     points: Sequence[Point]
     curves: Vector
     failed: Sequence[Point]
-    noise: float  # the standard deviation between seeds
+    seeds: Sequence[Vector]  # of every point (seeds, validations): what to add to the logarithm; none where one seed is known
     seconds: float  # of a trial's step
     numbers: Mapping[str, float]  # of an outcome that hardly differ between points
 
@@ -58,6 +59,14 @@ class Surface:
             if np.linalg.norm(there - here, axis=1).min() < np.linalg.norm(self._known * self._scale - here, axis=1).min():
                 return None
         return np.clip(np.exp(self._model(here[None])[0]), self.curves.min(axis=0), self.curves.max(axis=0))
+
+    def draws(self, point: Mapping[str, Any]) -> Vector:
+        """(draws, validations): by what factors seeds are off the curve, as those of the nearest points that have several."""
+        repeated = [index for index, seeds in enumerate(self.seeds) if len(seeds)]
+        if not repeated:
+            return np.ones((1, self.curves.shape[1]))
+        far = np.linalg.norm((self._known[repeated] - self._features(point)) * self._scale, axis=1)
+        return np.exp(np.concatenate([self.seeds[repeated[index]] for index in np.argsort(far, kind="stable")[:NEIGHBOURS]]))
 
     @cached_property
     def _known(self) -> Vector:
@@ -130,7 +139,7 @@ class Landscape:
     tokens: float
     rows: Vector  # what the validation rows' losses are beside their mean
     unlike: float  # the standard deviation of a row's difference between two trials
-    _curves: dict[str, Vector | None] = field(default_factory=dict)
+    _curves: dict[str, Vector | None] = field(default_factory=dict)  # of every seed (seeds, validations)
 
     @property
     def steps(self) -> int:
@@ -139,32 +148,35 @@ class Landscape:
     @property
     def digest(self) -> str:
         """Changes with what is recorded."""
-        what = [[method, surface.curves.tolist(), surface.noise, len(surface.failed)]
+        what = [[method, surface.curves.tolist(), [seeds.tolist() for seeds in surface.seeds], len(surface.failed)]
                 for method, surface in self.surfaces.items()]
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
 
-    def curve(self, method: str, point: Mapping[str, Any]) -> Vector | None:
+    def curves(self, method: str, point: Mapping[str, Any]) -> Vector | None:
+        """(draws, validations): what seeds may measure; None where it fails."""
         key = json.dumps([method, sorted(point.items())])
         if key not in self._curves:
-            self._curves[key] = self.surfaces[method].curve(point)
+            surface = self.surfaces[method]
+            found = surface.curve(point)
+            self._curves[key] = None if found is None else found * surface.draws(point)
         return self._curves[key]
 
     def end(self, method: str, point: Mapping[str, Any]) -> float:
-        """The loss without a seed's noise."""
-        found = self.curve(method, point)
-        return math.inf if found is None else float(found[-1])
+        """The loss without a seed's noise: the mean over seeds."""
+        found = self.curves(method, point)
+        return math.inf if found is None else float(found[:, -1].mean())
 
     @cached_property
     def lowest(self) -> float:
-        return min(float(surface.curves[:, -1].min()) for surface in self.surfaces.values())
+        return min(self.end(method, point) for method, surface in self.surfaces.items() for point in surface.points)
 
     def measured(self, method: str, point: Mapping[str, Any], seed: int) -> Vector | None:
-        """As a trial with this seed measures it: off by the same at every step but the first."""
-        found = self.curve(method, point)
+        """As a trial with this seed measures it."""
+        found = self.curves(method, point)
         if found is None:
             return None
-        off = self.surfaces[method].noise * generator(method, point, seed).standard_normal()
-        return np.concatenate([found[:1], found[1:] + off])
+        drawn: Vector = found[generator(method, point, seed).integers(len(found))]
+        return drawn
 
     def row_losses(self, method: str, point: Mapping[str, Any], seed: int, loss: float) -> list[float]:
         noise = generator("rows", method, point, seed).standard_normal(len(self.rows)) * self.unlike / math.sqrt(2)
@@ -189,19 +201,16 @@ def recorded(file: Path) -> Landscape:
     whole = next(line for line in lines if line["state"] == "complete")
     validated = [step for step, _ in whole["curve"]]
     surfaces = {}
-    spread = [np.std([line["validation_loss"] for line in same], ddof=1) for same in repeats(lines)]
     for method in methods:
         own = [line for line in lines if line["method"] == method]
-        good = [line for line in own if line["state"] == "complete" and line["seed"] == 0
-                and [step for step, _ in line["curve"]] == validated]
-        noises = [np.std([line["validation_loss"] for line in same], ddof=1) for same in repeats(own)] or spread
+        good = [same for same in by_point(own) if [step for step, _ in same[0]["curve"]] == validated]
+        logs = [np.log([[loss for _, loss in line["curve"]] for line in same]) for same in good]
         surfaces[method] = Surface(
-            space.methods[method], [line["hyperparameters"] for line in good],
-            np.array([[loss for _, loss in line["curve"]] for line in good]),
-            [line["hyperparameters"] for line in own if line["state"] != "complete"],
-            float(np.sqrt(np.mean(np.square(noises)))) if noises else 0.0,
-            median(line["seconds"] for line in good) / validated[-1],
-            {name: median(line[name] for line in good) for name in ("peak_memory_mb", "trainable_parameters", "adapter_mb")})
+            space.methods[method], [same[0]["hyperparameters"] for same in good], np.exp([log.mean(axis=0) for log in logs]),
+            [line["hyperparameters"] for line in own if line["state"] != "complete"], [off_mean(log) for log in logs],
+            median(same[0]["seconds"] for same in good) / validated[-1],
+            {name: median(same[0][name] for same in good)
+             for name in ("peak_memory_mb", "trainable_parameters", "adapter_mb")})
     losses = np.array([line["row_losses"] for line in lines if "row_losses" in line])
     near = losses[np.argsort(losses.mean(axis=1))[:len(losses) // 4]]  # trials that could be leaders
     return Landscape(
@@ -210,13 +219,19 @@ def recorded(file: Path) -> Landscape:
         float(np.median([np.std(a - b) for a, b in combinations(near, 2)])))
 
 
-def repeats(lines: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
-    """The runs of every point that has several seeds."""
+def by_point(lines: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """The complete runs of every point, one a seed."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for line in lines:
         if line["state"] == "complete":
             groups.setdefault(json.dumps([line["method"], line["hyperparameters"]]), []).append(line)
-    return [group for group in groups.values() if len(group) > 1]
+    return list(groups.values())
+
+
+def off_mean(logs: Vector) -> Vector:
+    """(seeds, validations): what each is beside the mean of all, as wide as seeds are that the mean does not know."""
+    count = len(logs)
+    return (logs - logs.mean(axis=0)) * math.sqrt(count / (count - 1)) if count > 1 else logs[:0]
 
 
 def published(file: Path) -> Landscape:
@@ -227,7 +242,7 @@ def published(file: Path) -> Landscape:
              "dropout": choice((0.0, 0.0001, 0.001, 0.01, 0.1), 0.0)}  # the learning rate was the same in all of them
     points: list[Point] = [{"rank": int(line["rank"]), "alpha": int(line["alpha"]), "dropout": line["dropout"]}
                            for line in lines]
-    surface = Surface(space, points, np.array([[line["validation_loss"]] for line in lines]), [], 0.0,
+    surface = Surface(space, points, np.array([[line["validation_loss"]] for line in lines]), [], [np.empty((0, 1))] * len(lines),
                       median(line["train_seconds"] for line in lines), {})
     return Landscape(LLAMA, Space({"lora": space}), {"lora": points[0]}, {"lora": surface}, [1], 1.0, np.zeros(1), 0.0)
 
@@ -305,10 +320,18 @@ class Replay:
         return rival is not None and rival.better(np.array(rows), np.ones(len(rows))) is not None
 
 
+def noise(surface: Surface) -> str:
+    """The standard deviation of a seed, in nats, at the four quarters of the repeated points, best first."""
+    ends = sorted((float(curve[-1]), float(curve[-1] * np.std(np.exp(seeds[:, -1])))) for curve, seeds in zip(
+        surface.curves, surface.seeds, strict=True) if len(seeds))
+    return ", ".join(f"{np.mean([deviation for _, deviation in quarter]):.3f}" for quarter in np.array_split(ends, 4) if len(quarter))
+
+
 if __name__ == "__main__":
     for name in sys.argv[1:]:
         land = recorded(Path(name))
         for method, surface in land.surfaces.items():
             print(f"{land.name} {method}: {len(surface.points)} points, {len(surface.failed)} failed, best "
                   f"{surface.curves[:, -1].min():.4f}, spread {np.std(surface.curves[:, -1]):.4f}, left out "
-                  f"{left_out(surface._known * surface._scale, np.log(surface.curves[:, -1:])):.4f}, noise {surface.noise:.4f}")
+                  f"{left_out(surface._known * surface._scale, np.log(surface.curves[:, -1:])):.4f}, noise "
+                  f"{noise(surface)} at the quartiles of the loss")
