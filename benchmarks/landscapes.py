@@ -2,9 +2,9 @@
 
 Small talk's questions by topic with MiniLM-L6, and its answers with SmolLM2-135M-Instruct (the demo's task). Of each
 method: the reference settings, then points that fill its whole space evenly (an additive recurrence), then points near the
-best two so far, then the best on two more seeds, then every point on a second seed, then the better half on a third. Every run is a line of benchmarks/landscapes/TASK.jsonl, with its learning
-curve and the final losses of the validation rows; started again, the command goes on. About two hours on two cores; the
-tasks can be given to two processes.
+best two so far, then the best on two more seeds, then every point on a second seed, then the better half on a third. Every
+run is a line of benchmarks/landscapes/TASK.jsonl, with its learning curve and the final losses of the validation rows;
+started again, the command goes on. About four hours on two cores; the tasks can be given to two processes.
 
     python benchmarks/landscapes.py [--tasks topics,chatterbot] [--methods lora,...] [--quick] [--threads N] [--json]
 """

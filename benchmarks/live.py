@@ -28,6 +28,7 @@ from result import machine, show, versions
 from rich.table import Table
 
 from finemesh.run import RunFolder
+from finemesh.search.beginning import beginning
 from finemesh.search.budget import Budget
 from finemesh.search.executors import LocalExecutor
 from finemesh.search.fidelities import FIDELITIES
@@ -76,8 +77,8 @@ def searched(survey: Survey, executor: LocalExecutor, optimizer: str, fidelity: 
     run = RunFolder(survey.run.path / f"{optimizer}-{fidelity}-{seed}")
     run.path.mkdir(exist_ok=True)
     space = survey.study.space.narrowed(dict.fromkeys(survey.landscape.methods))
-    first = [(method, survey.study.references[method]) for method in survey.landscape.methods] if fidelity != "full" else []
-    steps = survey.dataset.steps
+    steps, references = survey.dataset.steps, {name: survey.study.references[name] for name in survey.landscape.methods}
+    first = beginning(references, space, steps) if fidelity != "full" else []
     return run_search(space, OPTIMIZERS[optimizer](seed, 1), Budget(points), executor, run, seed=seed, steps=steps,
                       fidelity=FIDELITIES[fidelity](steps, None, REDUCTION), first=first, observer=Told())
 
@@ -95,8 +96,8 @@ def measure(survey: Survey, trials: int, seed: int, fresh: Sequence[int]) -> dic
                     "spent": trace[-1][0], "tokens_vs_tpe30": until(trace, goal) / trials} for name, trace in traces.items()}
     return {"ratios": {f"live_tokens_vs_tpe30_{name}": round(entry["tokens_vs_tpe30"], 4) for name, entry in found.items()
                        if math.isfinite(entry["tokens_vs_tpe30"])},
-            "searches": found, "trials": trials, "seed": seed, "task": survey.dataset.name, "steps": survey.dataset.steps, "methods": survey.landscape.methods,
-            "machine": machine(),
+            "searches": found, "trials": trials, "seed": seed, "task": survey.dataset.name, "steps": survey.dataset.steps,
+            "methods": survey.landscape.methods, "machine": machine(),
             "versions": versions("finemesh", "optuna", "PyNomadBBO", "torch", "transformers")}
 
 
@@ -114,7 +115,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two methods, two trials' steps: some minutes")
     parser.add_argument("--task", choices=tuple(TASKS), default="chatterbot")
-    parser.add_argument("--steps", type=int, help="of a full trial (default: as many as the recorded ones have); needs an --out of its own")
+    parser.add_argument("--steps", type=int, help="of a full trial (default: as the recorded ones); needs an --out of its own")
     parser.add_argument("--methods", help="only these, of those that the task has")
     parser.add_argument("--trials", type=int, default=30, help="of TPE, all of full length")
     parser.add_argument("--seed", type=int, default=0)

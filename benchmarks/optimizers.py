@@ -29,6 +29,7 @@ from rich.table import Table
 from sides import DATA
 
 from finemesh.run import RunFolder
+from finemesh.search.beginning import beginning
 from finemesh.search.budget import Budget
 from finemesh.search.fidelities import FIDELITIES
 from finemesh.search.samplers import OPTIMIZERS, NomadSampler
@@ -136,7 +137,7 @@ def searched(landscape: Landscape, space: Space, optimizer: str, fidelity: str, 
     return run_search(
         space, OPTIMIZERS[optimizer](seed, 1), Budget(points), Replay(landscape), run, seed=seed, steps=landscape.steps,
         fidelity=FIDELITIES[fidelity](landscape.steps, None, REDUCTION), earlier=earlier,
-        first=[(method, point) for method, point in landscape.references.items() if method in space.methods])
+        first=beginning({name: landscape.references[name] for name in space.methods}, space, landscape.steps))
 
 
 POINTS = {"full": FULL, "halving": 100, "hyperband": 80, "curve": 80}  # new points of a search, more than it can spend

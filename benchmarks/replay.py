@@ -3,7 +3,7 @@
 Between the recorded points of a method the logarithms of the learning curves are interpolated by radial basis functions with
 a linear kernel, which pass through every recorded curve, and never beyond the lowest and the highest; each hyperparameter's
 scale is chosen by the error in leaving one point out. Where the nearest recorded point failed a trial fails. A seed's noise is
-what a recorded point nearby had on one of its seeds, the whole curve's: it grows with the rate, and has the tail that seeds have.
+what a recorded point nearby had on one of its seeds, the whole curve's: it grows with the rate, and has seeds' long tail.
 """
 
 import hashlib
@@ -242,8 +242,8 @@ def published(file: Path) -> Landscape:
              "dropout": choice((0.0, 0.0001, 0.001, 0.01, 0.1), 0.0)}  # the learning rate was the same in all of them
     points: list[Point] = [{"rank": int(line["rank"]), "alpha": int(line["alpha"]), "dropout": line["dropout"]}
                            for line in lines]
-    surface = Surface(space, points, np.array([[line["validation_loss"]] for line in lines]), [], [np.empty((0, 1))] * len(lines),
-                      median(line["train_seconds"] for line in lines), {})
+    surface = Surface(space, points, np.array([[line["validation_loss"]] for line in lines]), [],
+                      [np.empty((0, 1))] * len(lines), median(line["train_seconds"] for line in lines), {})
     return Landscape(LLAMA, Space({"lora": space}), {"lora": points[0]}, {"lora": surface}, [1], 1.0, np.zeros(1), 0.0)
 
 
@@ -324,7 +324,8 @@ def noise(surface: Surface) -> str:
     """The standard deviation of a seed, in nats, at the four quarters of the repeated points, best first."""
     ends = sorted((float(curve[-1]), float(curve[-1] * np.std(np.exp(seeds[:, -1])))) for curve, seeds in zip(
         surface.curves, surface.seeds, strict=True) if len(seeds))
-    return ", ".join(f"{np.mean([deviation for _, deviation in quarter]):.3f}" for quarter in np.array_split(ends, 4) if len(quarter))
+    quarters = np.array_split(np.array([deviation for _, deviation in ends]), 4)
+    return ", ".join(f"{quarter.mean():.3f}" for quarter in quarters if len(quarter))
 
 
 if __name__ == "__main__":

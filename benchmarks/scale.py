@@ -25,6 +25,7 @@ from result import machine, show, versions
 from rich.table import Table
 
 from finemesh.run import RunFolder
+from finemesh.search.beginning import beginning
 from finemesh.search.budget import Budget
 from finemesh.search.executors import LocalExecutor
 from finemesh.search.samplers import OPTIMIZERS
@@ -69,7 +70,7 @@ def simulated(landscape: Landscape, optimizer: str, workers: int, trials: int, *
     with in_memory() as folder:
         outcomes = run_search(landscape.space, OPTIMIZERS[optimizer](0, in_flight), Budget(trials), replay, RunFolder(folder),
                               seed=0, steps=landscape.steps, in_flight=in_flight, reproducible=reproducible,
-                              first=list(landscape.references.items()))
+                              first=beginning(landscape.references, landscape.space, landscape.steps))
     return {"busy": replay.busy / (workers * replay.now), "hours": replay.now / 3600,
             "regret": at(traced(landscape, outcomes), trials) - landscape.lowest,
             "milliseconds_a_trial": 1000 * (time.monotonic() - start) / trials}

@@ -34,6 +34,7 @@ from finemesh.results.report import write_report
 from finemesh.results.summary import status as read_status
 from finemesh.run import RunFolder
 from finemesh.search import database
+from finemesh.search.beginning import beginning
 from finemesh.search.board import Board
 from finemesh.search.budget import Budget
 from finemesh.search.executors import EXECUTORS, Executor
@@ -78,7 +79,7 @@ def search(config: Config, *, observer: Observer | None = None, here: int | None
                 Budget(settings.trials, settings.hours), executor, run, seed=settings.seed, steps=settings.steps,
                 in_flight=in_flight, constraints=settings.bounds, count=study.count, reproducible=settings.reproducible,
                 objectives=settings.objectives,
-                observer=watcher, first=list(study.references.items()), earlier=earlier,
+                observer=watcher, first=beginning(study.references, study.space, settings.steps), earlier=earlier,
                 fidelity=_rule(settings), storage=storage)
             if run.finish() is None:
                 run.forget_lightened()

@@ -1,4 +1,7 @@
-"""How sure a loss on the test split is: an interval bootstrapped over rows and seeds."""
+"""How sure a loss on the test split is: an interval bootstrapped over rows and seeds.
+
+No product here is a BLAS's: its last bit may depend on where an array lies, and a search that was stopped is to end alike.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -32,7 +35,7 @@ def difference(row_losses: Sequence[Sequence[float]], others: Sequence[Sequence[
 
 def _loss(row_losses: Sequence[Sequence[float]], row_weights: Sequence[float]) -> float:
     losses, weights = np.asarray(row_losses, dtype=float), np.asarray(row_weights, dtype=float)
-    return float(((losses @ weights) / weights.sum()).mean())
+    return float(((losses * weights).sum(axis=1) / weights.sum()).mean())
 
 
 def _resampled(groups: Sequence[Sequence[Sequence[float]]], row_weights: Sequence[float], seed: int) -> list[Any]:
@@ -44,11 +47,11 @@ def _resampled(groups: Sequence[Sequence[Sequence[float]]], row_weights: Sequenc
     for start in range(0, RESAMPLES, CHUNK):
         size = min(CHUNK, RESAMPLES - start)
         row_counts = random.multinomial(len(weights), np.full(len(weights), 1 / len(weights)), size=size)  # (size, rows)
-        drawn = np.maximum(row_counts @ weights, 1e-12)[:, None]
+        drawn = np.maximum(np.einsum("sr,r->s", row_counts, weights), 1e-12)[:, None]
         for found, group in zip(means, sums, strict=True):
             runs = len(group)
             run_shares = random.multinomial(runs, np.full(runs, 1 / runs), size=size) / runs  # (size, runs)
-            found.append((run_shares * (row_counts @ group.T) / drawn).sum(axis=1))
+            found.append((run_shares * np.einsum("sr,gr->sg", row_counts, group) / drawn).sum(axis=1))
     return [np.concatenate(found) for found in means]
 
 

@@ -23,6 +23,7 @@ RATIOS = np.geomspace(0.05, 50, 24)  # r: the leaders' differences in units of t
 PRIOR_DEGREES = 4.0  # of the variance of all leaders, where that of one method is estimated
 DRAWS = 4000
 SMALLEST = 1e-6  # a deviation that is none
+DIGITS = 9  # of an expected loss: the last bits of linear algebra depend on where an array lies
 
 Vector = NDArray[np.float64]
 
@@ -58,7 +59,7 @@ def standings(trials: Sequence[Outcome], repeats: Mapping[int, Sequence[Outcome]
     level = fmean(loss_of(run) - means[leaders.index(run.number)] for run in fresh)
     shares, first = np.bincount(drawn.argmin(axis=1), minlength=len(leaders)) / len(drawn), int(means.argmin())
     found = [Standing(number, repeats[number][0].method, len(repeats[number]), fmean(map(loss_of, repeats[number])),
-                      level + float(means[i]), float(shares[i]),
+                      round(level + float(means[i]), DIGITS), float(shares[i]),
                       None if i == first else float((drawn[:, first] < drawn[:, i]).mean()))
              for i, number in enumerate(leaders)]
     return sorted(found, key=lambda one: (one.winner_better is not None, one.expected_loss))

@@ -54,7 +54,7 @@ def run_search(
     `storage`: the URL of a database; by default study.db in the run folder. When it goes away the search waits for it.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    observer = observer or Nobody()
+    observer, rule = observer or Nobody(), fidelity or FIDELITIES["full"](steps, None, 1)
     jobs, spare = Jobs(executor, observer, Board(run)), copy.deepcopy(sampler) if storage else sampler
     observer.phase("search", budget.trials)
     while True:
@@ -63,7 +63,7 @@ def run_search(
                                              objectives) as study:
                 return Search(space, study, budget, jobs, run, observer, seed=seed, steps=steps, in_flight=in_flight,
                               constraints=dict(constraints or {}), reproducible=reproducible, first=first, earlier=earlier,
-                              objectives=objectives, fidelity=fidelity or FIDELITIES["full"](steps, None, 1),
+                              objectives=objectives, fidelity=rule.knowing(len(first)),
                               foresight=Foresight(constraints or {}, space, count, steps)).run()
         except (StorageInternalError, SQLAlchemyError) as error:
             if storage is None and isinstance(error, StorageInternalError):

@@ -42,6 +42,9 @@ class Fidelity(Protocol):
     def share(self) -> float:
         """At most so much of a full trial is trained for each point, on average over many."""
 
+    def knowing(self, points: int) -> "Fidelity":
+        """The rule of a search that knows so many of its points from the beginning."""
+
     def next(self, history: History, may_begin: bool) -> Start | None:
         """What the next trial is; None where that is not known yet. `may_begin`: new points are left in the budget."""
 

@@ -7,7 +7,7 @@ promoted, whatever the rest of its bracket is like. Jamieson & Talwalkar, arXiv 
 
 import math
 from collections.abc import Iterator, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from finemesh.search.fidelities.base import Start
@@ -38,10 +38,14 @@ class Decision:
 
 @dataclass(frozen=True)
 class Brackets:
-    """`shapes` are taken in turn."""
+    """`shapes` are taken in turn; the first bracket is as much wider as it takes to hold the `known` points."""
 
     shapes: Sequence[Shape]
     reduction: int
+    known: int = 0
+
+    def knowing(self, points: int) -> "Brackets":
+        return replace(self, known=points)
 
     def next(self, history: History, may_begin: bool) -> Start | None:
         """Promotions come before new points, those of earlier brackets first."""
@@ -64,10 +68,9 @@ class Brackets:
 
     def _decisions(self, history: History, may_begin: bool) -> Iterator[Decision]:
         """Of every rung below the last that has been reached. A bracket that gets no more points is decided as it is."""
-        turns, rest = divmod(history.settled, len(self.shapes))
-        begun = turns * self._turn + sum(shape[0].trials for shape in self.shapes[:rest])
+        begun = self._before(history.settled)
         for index in range(history.settled, len(history.points)):
-            shape = self.shapes[index % len(self.shapes)]
+            shape = self._bracket(index)
             members = history.points[begun:begun + shape[0].trials]
             if not members:
                 return
@@ -92,14 +95,25 @@ class Brackets:
         """Points of all shapes together."""
         return sum(shape[0].trials for shape in self.shapes)
 
-    def _shape(self, index: int) -> Shape:
+    def _bracket(self, index: int) -> Shape:
+        shape = self.shapes[index % len(self.shapes)]
+        if index or self.known <= shape[0].trials:
+            return shape
+        wider = self.known / shape[0].trials
+        return tuple(Rung(max(LAST, round(rung.trials * wider)), rung.steps) for rung in shape[:-1]) + shape[-1:]
+
+    def _before(self, bracket: int) -> int:
+        """Points of all brackets before this one."""
+        turns, rest = divmod(bracket, len(self.shapes))
+        more = self._bracket(0)[0].trials - self.shapes[0][0].trials if bracket else 0
+        return turns * self._turn + sum(shape[0].trials for shape in self.shapes[:rest]) + more
+
+    def _shape(self, point: int) -> Shape:
         """Of the bracket in which the point with this index is."""
-        index %= self._turn
-        for shape in self.shapes:
-            index -= shape[0].trials
-            if index < 0:
-                return shape
-        raise AssertionError
+        bracket = 0
+        while self._before(bracket + 1) <= point:
+            bracket += 1
+        return self._bracket(bracket)
 
     def _start(self, history: History, steps: int, continues: int | None = None) -> Start:
         told = history.after(steps)

@@ -22,6 +22,9 @@ class Curve:
     min_steps: int
     share = 1.0  # where no trial is hopeless
 
+    def knowing(self, points: int) -> "Curve":
+        return self
+
     def next(self, history: History, may_begin: bool) -> Start | None:
         if not may_begin:
             return None
