@@ -101,6 +101,13 @@ def test_halving_promotes_the_best_third_of_a_bracket_and_two_to_the_end(bracket
     assert kept == {"0012", "0013"}  # complete; a real trial removes it itself
 
 
+def test_the_first_bracket_holds_every_point_that_is_known_before(fake: SimpleNamespace, tmp_path: Path) -> None:
+    first = [("full", {"learning_rate": 1e-5 * 1.1 ** index}) for index in range(15)]
+    outcomes, _ = simulation.search(fake, tmp_path, "halving", points=24, first=first)
+    assert Counter(outcome.steps for outcome in outcomes[:15 + 5 + 2]) == {10: 15, 30: 5, 90: 2}
+    assert Counter(outcome.steps for outcome in outcomes[15 + 5 + 2:]) == {10: 9, 30: 3, 90: 2}
+
+
 def test_what_is_left_of_the_budget_is_decided_among_itself(fake: SimpleNamespace, tmp_path: Path) -> None:
     outcomes, _ = simulation.search(fake, tmp_path, "halving", points=4, workers=2)
     assert Counter(outcome.steps for outcome in outcomes) == {10: 4, 30: 2, 90: 2}
