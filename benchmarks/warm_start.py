@@ -1,6 +1,6 @@
 """What `search.from` gains: searches on recorded landscapes (landscapes.py) with and without an earlier run to begin from.
 
-The earlier run is a whole search (NOMAD with halving, 20 points) on the same landscape with another seed, on the other
+The earlier run is a whole search (NOMAD with halving, 45 points) on the same landscape with another seed, on the other
 landscape (another model, task and data; the methods that both have), or on the same one turned upside down, where what was
 good is bad: what a warm start may cost at worst. Each is judged as in optimizers.py, by the loss without a seed's noise of
 the trial that the search thinks best.
@@ -31,7 +31,7 @@ from finemesh.search.space import Space
 from finemesh.search.transfer import Known, known_points
 
 HERE = Path(__file__).parent
-EARLIER, POINTS = 20, 50  # new points of the earlier search, and of those that are compared
+EARLIER, POINTS = 45, 45  # new points of the earlier search, and of those that are compared
 GOAL = 10  # full-length trials' steps of the cold search, whose loss is to be reached
 SHOWN = (3, 6, 10, 15)
 OTHER_SEED = 1000  # of the earlier search
