@@ -2,8 +2,8 @@
 
 The plain samplers are Optuna's with their default settings, every trial of full length; GP and CMA-ES, which know no
 conditions, search each method in a study of its own, in turn. The rows of finemesh are its whole search (store, workers'
-protocol, fidelities, paired tests), the reference settings first. A search is judged by the loss, without a seed's noise, of
-the trial that it thinks best.
+protocol, fidelities, paired tests), with the points that it begins with. A search is judged by the loss, without a seed's
+noise, of the trial that it thinks best.
 `tokens_vs_tpe30`: tokens until the loss is that of 30 full-length TPE trials (its median), over the tokens of those 30.
 
     python benchmarks/optimizers.py [--quick] [--seeds 30] [--landscapes topics,...] [--json] [--figure FILE.svg]

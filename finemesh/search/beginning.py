@@ -23,4 +23,3 @@ def beginning(references: Mapping[str, Mapping[str, Any]], space: Space, steps: 
             point = space.nearest(method, {**reference, **faster})
             found.setdefault(space.key(method, point), (method, point))
     return list(found.values())
-

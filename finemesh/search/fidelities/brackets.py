@@ -53,7 +53,7 @@ class Brackets:
             for number in decision.promoted or ():
                 if number not in history.successors:
                     return self._start(history, decision.steps, number)
-        return self._start(history, self._shape(len(history.points))[0].steps) if may_begin else None
+        return self._start(history, self._first_steps(len(history.points))) if may_begin else None
 
     @property
     def share(self) -> float:
@@ -95,25 +95,28 @@ class Brackets:
         """Points of all shapes together."""
         return sum(shape[0].trials for shape in self.shapes)
 
+    @property
+    def _wider(self) -> int:
+        """Points that the first bracket has more than its shape."""
+        return max(0, self.known - self.shapes[0][0].trials)
+
     def _bracket(self, index: int) -> Shape:
         shape = self.shapes[index % len(self.shapes)]
-        if index or self.known <= shape[0].trials:
+        if index or not self._wider:
             return shape
-        wider = self.known / shape[0].trials
-        return tuple(Rung(max(LAST, round(rung.trials * wider)), rung.steps) for rung in shape[:-1]) + shape[-1:]
+        share = self.known / shape[0].trials
+        return tuple(Rung(max(LAST, round(rung.trials * share)), rung.steps) for rung in shape[:-1]) + shape[-1:]
 
     def _before(self, bracket: int) -> int:
         """Points of all brackets before this one."""
         turns, rest = divmod(bracket, len(self.shapes))
-        more = self._bracket(0)[0].trials - self.shapes[0][0].trials if bracket else 0
-        return turns * self._turn + sum(shape[0].trials for shape in self.shapes[:rest]) + more
+        return turns * self._turn + sum(shape[0].trials for shape in self.shapes[:rest]) + (self._wider if bracket else 0)
 
-    def _shape(self, point: int) -> Shape:
-        """Of the bracket in which the point with this index is."""
-        bracket = 0
-        while self._before(bracket + 1) <= point:
-            bracket += 1
-        return self._bracket(bracket)
+    def _first_steps(self, point: int) -> int:
+        """Of the lowest rung of the bracket in which the point with this index is."""
+        place = max(0, point - self._wider) % self._turn
+        return next(shape[0].steps for index, shape in enumerate(self.shapes)
+                    if place < sum(each[0].trials for each in self.shapes[:index + 1]))
 
     def _start(self, history: History, steps: int, continues: int | None = None) -> Start:
         told = history.after(steps)
