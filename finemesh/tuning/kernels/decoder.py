@@ -71,6 +71,15 @@ def way_through(model: nn.Module, time: int) -> Way | None:
     return Way(causal, wrapper) if _as_built(causal, family, time) else None
 
 
+def runs_in_threads(model: nn.Module, time: int) -> bool:
+    """Whether parts of a batch, with rows of at most `time` positions, may be computed at the same time.
+
+    They may on the way here, which changes no module, unless numbers are drawn: whose turn it is would decide them.
+    """
+    return torch.get_num_threads() > 1 and way_through(model, time) is not None and not _drops(model) and all(
+        parameter.device.type == "cpu" for parameter in model.parameters())
+
+
 def _as_built(causal: Any, family: str, time: int) -> bool:
     """Whether every module on the way is the family's own, on the CPU (or without weights), without hooks."""
     config, decoder = causal.config, causal.model
@@ -133,7 +142,8 @@ def scored_states(model: nn.Module, batch: Batch) -> torch.Tensor | None:
 
 def _drops(model: nn.Module) -> bool:
     """Whether dropout is on: then no two rows share a state."""
-    return any(isinstance(module, nn.Dropout) and module.training and module.p > 0 for module in model.modules())
+    return any(module.training and (module.p if isinstance(module, nn.Dropout) else module.dropout) > 0
+               for module in model.modules() if isinstance(module, nn.Dropout | nn.RNNBase))
 
 
 def _states(decoder: Any, x: torch.Tensor, rows: Rows, wanted: torch.Tensor, dtype: torch.dtype,

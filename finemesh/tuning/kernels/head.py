@@ -49,9 +49,10 @@ class _CrossEntropy(Function):
         losses = torch.empty(len(hidden))
         d_hidden = torch.empty_like(hidden) if needs_hidden and not trained else None
         errors = []
+        logits = hidden.new_empty(0 if trained else min(CHUNK, len(hidden)), len(head))  # of every chunk that is not kept
         for start in range(0, len(hidden), CHUNK):
             part = slice(start, start + CHUNK)
-            error = hidden[part] @ head.t()
+            error = hidden[part] @ head.t() if trained else torch.mm(hidden[part], head.t(), out=logits[:len(hidden) - start])
             run(_surprise, error, targets[part], losses[part], needs_hidden or trained)
             if not (needs_hidden or trained):
                 continue
