@@ -16,7 +16,7 @@ import torch
 from numba import prange
 from torch.autograd import Function
 
-from finemesh.tuning.kernels.compiled import exp, highest_of, inlined, kernel, narrow, run, wide
+from finemesh.tuning.kernels.compiled import exp, highest_of, kernel, narrow, run, wide
 from finemesh.tuning.kernels.packing import Rows
 
 Rotation = tuple[torch.Tensor, torch.Tensor]  # cosines and sines, (time, half a head)
@@ -106,7 +106,8 @@ def _by_head(packed: torch.Tensor, holders: torch.Tensor, rows: Rows, width: int
     """(tokens, heads * width) -> (batch * key heads, time * group, width), rotated; `holders`: see Rows."""
     key_heads = packed.size(1) // width // group
     heads = torch.empty(rows.batch * key_heads, rows.time * group, width, dtype=packed.dtype)
-    run(_spread, packed.contiguous(), holders, group, *_turning(rotation, packed), scale, heads)
+    lines = heads.view(len(heads), rows.time, group * width)
+    run(_spread, packed.contiguous(), holders, *_turning(rotation, packed, rows), scale, group, lines)
     return heads
 
 
@@ -118,61 +119,82 @@ def _by_token(heads: torch.Tensor, rows: Rows, group: int, rotation: Rotation | 
     """
     key_heads = heads.size(0) // rows.batch
     packed = torch.empty(rows.tokens, key_heads * group * heads.size(2), dtype=heads.dtype)
-    run(_gather, heads, rows.pack, rows.time, rows.shared if summed else 0, group, *_turning(rotation, heads), scale, packed)
+    lines = heads.unflatten(1, (rows.time, group)).flatten(2)
+    run(_gather, lines, rows.pack, rows.shared if summed else 0, *_turning(rotation, heads, rows), scale, group, packed)
     return packed
 
 
-def _turning(rotation: Rotation | None, like: torch.Tensor) -> Rotation:
-    return rotation or (like.new_empty(0, 0), like.new_empty(0, 0))
+def _turning(rotation: Rotation | None, like: torch.Tensor, rows: Rows) -> Rotation:
+    return rotation or (like.new_empty(rows.time, 0), like.new_empty(rows.time, 0))
 
 
 @kernel
-def _spread(packed: Any, holders: Any, group: int, cos: Any, sin: Any, scale: float, heads: Any) -> None:
-    width = heads.shape[2]
-    key_heads = packed.shape[1] // width // group
-    time = heads.shape[1] // group
+def _spread(packed: Any, holders: Any, cos: Any, sin: Any, scale: float, group: int, heads: Any) -> None:
+    """packed (tokens, key heads * group * width) -> heads (batch * key heads, time, group * width); `scale` goes with a rotation.
+
+    (a, b) -> (a c - b s, b c + a s), a and b the halves of a head, by way of float32 arrays of the loop's own: what may lie
+    where it is read from does not go in wide registers.
+    """
+    time, line, half = heads.shape[1], heads.shape[2], cos.shape[1]
+    key_heads, width = packed.shape[1] // line, line // group
     for position in prange(len(holders)):
         row, t = position // time, position % time
         token = holders[position]
-        values = np.zeros(width, np.float32)
-        for head in range(key_heads * group):
-            if token >= 0:
-                of = packed[token, head * width:(head + 1) * width]
-                for i in range(width):
-                    values[i] = wide(of[i]) * np.float32(scale)
-            _turned(values, cos, sin, t, np.float32(1), heads[row * key_heads + head // group, t * group + head % group])
+        c, s, turned = np.empty(half, np.float32), np.empty(half, np.float32), np.empty(width, np.float32)
+        for i in range(half):
+            c[i], s[i] = wide(cos[t, i]) * np.float32(scale), wide(sin[t, i]) * np.float32(scale)
+        for head in range(key_heads):
+            to = heads[row * key_heads + head, t]
+            if token < 0:
+                to[:] = 0
+            elif half == 0:
+                to[:] = packed[token, head * line:(head + 1) * line]
+            else:
+                of = packed[token, head * line:(head + 1) * line]
+                for start in range(0, line, width):
+                    a, b, to_both = of[start:start + half], of[start + half:start + width], to[start:start + width]
+                    for i in range(half):
+                        x, y = wide(a[i]), wide(b[i])
+                        turned[i] = x * c[i] - y * s[i]
+                        turned[half + i] = y * c[i] + x * s[i]
+                    for i in range(width):
+                        to_both[i] = narrow(turned[i], heads)
 
 
 @kernel
-def _gather(heads: Any, pack: Any, time: int, summed: int, group: int, cos: Any, sin: Any, scale: float, packed: Any) -> None:
-    tokens, width = len(pack), heads.shape[2]
-    key_heads = packed.shape[1] // width // group
-    for token in prange(tokens):
+def _gather(heads: Any, pack: Any, summed: int, cos: Any, sin: Any, scale: float, group: int, packed: Any) -> None:
+    """The way back; of the first `summed` tokens the sum over rows."""
+    time, line, half = heads.shape[1], heads.shape[2], cos.shape[1]
+    key_heads, width = packed.shape[1] // line, line // group
+    for token in prange(len(pack)):
         first, t = pack[token] // time, pack[token] % time
-        last = len(heads) // key_heads if token < summed else first + 1
-        total = np.empty(width, np.float32)
-        for head in range(key_heads * group):
+        end = len(heads) // key_heads if token < summed else first + 1
+        c, s, turned = np.empty(half, np.float32), np.empty(half, np.float32), np.empty(width, np.float32)
+        for i in range(half):
+            c[i], s[i] = wide(cos[t, i]) * np.float32(scale), wide(sin[t, i]) * np.float32(scale)
+        total = np.empty(line, np.float32)
+        for head in range(key_heads):
+            to = packed[token, head * line:(head + 1) * line]
+            if end == first + 1 and half == 0:
+                to[:] = heads[first * key_heads + head, t]
+                continue
             total[:] = 0
-            for row in range(first, last):
-                of = heads[row * key_heads + head // group, t * group + head % group]
+            for row in range(first, end):
+                of = heads[row * key_heads + head, t]
+                for i in range(line):
+                    total[i] += wide(of[i])
+            if half == 0:
+                for i in range(line):
+                    to[i] = narrow(total[i], packed)
+                continue
+            for start in range(0, line, width):
+                a, b, to_both = total[start:start + half], total[start + half:start + width], to[start:start + width]
+                for i in range(half):
+                    x, y = a[i], b[i]
+                    turned[i] = x * c[i] + y * s[i]
+                    turned[half + i] = y * c[i] - x * s[i]
                 for i in range(width):
-                    total[i] += wide(of[i]) * np.float32(scale)
-            _turned(total, cos, sin, t, np.float32(-1), packed[token, head * width:(head + 1) * width])
-
-
-@inlined
-def _turned(values: Any, cos: Any, sin: Any, t: int, direction: Any, to: Any) -> None:
-    """(a, b) -> (a cos - b sin, b cos + a sin), a and b the halves of a head; as they are where there is no rotation."""
-    half = cos.shape[1]
-    if half == 0:
-        for i in range(len(to)):
-            to[i] = narrow(values[i], to)
-        return
-    a, b, to_a, to_b, c, s = values[:half], values[half:], to[:half], to[half:], cos[t], sin[t]
-    for i in range(half):
-        to_a[i] = narrow(a[i] * wide(c[i]) - direction * b[i] * wide(s[i]), to)
-    for i in range(half):
-        to_b[i] = narrow(b[i] * wide(c[i]) + direction * a[i] * wide(s[i]), to)
+                    to_both[i] = narrow(turned[i], packed)
 
 
 @kernel
