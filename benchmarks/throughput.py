@@ -76,6 +76,7 @@ def gemm(dtype: Any, tokens: int = 1024, width: int = 576, inner: int = 1536) ->
 
 def measure(rows: int, names: list[str]) -> dict[str, Any]:
     from finemesh.tuning.environment import worker_environment
+    from finemesh.tuning.side_by_side import SIDES
 
     threads = {"OMP_NUM_THREADS": str(os.cpu_count()), "TOKENIZERS_PARALLELISM": "false"}
     with tempfile.TemporaryDirectory() as place:
@@ -95,7 +96,7 @@ def measure(rows: int, names: list[str]) -> dict[str, Any]:
         judged = judge(folder)
     ours, others = sides[:len(OURS)], sides[len(OURS):]
     profile = profiles["finemesh"]
-    products = profile["gflop"] / profile["seconds"] / judged["gemm_gflops"]["bf16"]
+    products = SIDES * profile["gflop"] / profile["seconds"] / judged["gemm_gflops"]["bf16"]
     return {
         "ratios": {f"tokens_per_second{one.name.removeprefix('finemesh')}_vs_{other.name}": round(one.rate() / other.rate(), 2)
                    for one in ours for other in others},

@@ -7,7 +7,6 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +15,14 @@ from accelerate import Accelerator
 from torch import nn
 
 from finemesh.tuning.checkpoint import Checkpoint, load_optimizer_state, optimizer_state
-from finemesh.tuning.data.batches import Encoded, collate, training_batches
-from finemesh.tuning.evaluation.loss import batch_losses
-from finemesh.tuning.kernels import runs_in_threads
-from finemesh.tuning.kernels.int8 import in_int8
+from finemesh.tuning.data.batches import Encoded, training_batches
+from finemesh.tuning.gradients import Gradients
 from finemesh.tuning.methods import Method, Point
 from finemesh.tuning.models import TaskName
 from finemesh.tuning.schedule import Schedule
-from finemesh.tuning.side_by_side import side_by_side, sides
 
 CHECKPOINT_SECONDS = 20.0  # of training between checkpoints; more where saving one takes long
 CHECKPOINT_SHARE = 0.05  # of the time, at most, goes into saving them
-LIGHT = 0.25  # of the weights: the gradients of so many may be held twice
 
 
 @dataclass(frozen=True)
@@ -120,9 +115,9 @@ class _Run:
         self.tuned, self.method, self.plan, self.accelerator = tuned, method, plan, accelerator
         self.folder, self.report, self.peak_memory_mb = folder, report, peak_memory_mb
         self.scored_a_row = sum(sum(row.scored) for row in rows) / len(rows) if plan.task == "instruct" else 1.0
-        self._longest = max((len(row.input_ids) for row in rows), default=0)
+        longest = max((len(row.input_ids) for row in rows), default=0)
+        self.gradients = Gradients(tuned, plan.task, plan.pad_id, accelerator, longest, int8=plan.int8)
         self.progress = Progress(curve=[])
-        self.parameters = [p for p in tuned.parameters() if p.requires_grad]
         (folder / "curve.jsonl").write_text("", encoding="utf-8")
         self._clock = time.monotonic()
         self._saved = 0.0  # progress.seconds at the last checkpoint
@@ -138,46 +133,17 @@ class _Run:
         size = -(-len(batch) // plan.accumulation)
         total, count = 0.0, 0
         for i in range(0, len(batch), size):
-            for losses in self._add_gradients(batch[i:i + size], self.scored_a_row * len(batch)):
+            for losses in self.gradients.add(batch[i:i + size], self.scored_a_row * len(batch)):
                 total += float(losses.sum())
                 count += len(losses)
         mean = total / count
         if mean != mean or mean in (float("inf"), float("-inf")):
             raise Diverged(f"the training loss is {mean} at step {self.progress.step + 1}")
         if plan.clip > 0:
-            self.accelerator.clip_grad_norm_(self.parameters, plan.clip)
+            self.accelerator.clip_grad_norm_(self.gradients.parameters, plan.clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return mean
-
-    def _add_gradients(self, rows: Sequence[Encoded], divisor: float) -> list[torch.Tensor]:
-        """Those of the rows' sum of losses over `divisor`; the losses, part by part."""
-        if not self._in_threads:
-            losses = self._losses(rows)
-            self.accelerator.backward(losses.sum() / divisor)
-            return [losses.detach()]
-
-        def part(rows: Sequence[Encoded]) -> tuple[torch.Tensor, tuple[torch.Tensor | None, ...]]:
-            losses = self._losses(rows)
-            return losses.detach(), torch.autograd.grad(losses.sum() / divisor, self.parameters, allow_unused=True)
-
-        found = side_by_side(part, sides(rows))
-        for _, gradients in found:
-            for parameter, gradient in zip(self.parameters, gradients, strict=True):
-                if gradient is not None:  # laid out as the weights, which the fused AdamW takes for granted
-                    parameter.grad = gradient.contiguous() if parameter.grad is None else parameter.grad.add_(gradient)
-        return [losses for losses, _ in found]
-
-    def _losses(self, rows: Sequence[Encoded]) -> torch.Tensor:
-        with self.accelerator.autocast(), in_int8(self.plan.int8):
-            batch = collate(rows, self.plan.pad_id).to(self.accelerator.device)
-            return batch_losses(self.tuned, batch, self.plan.task).losses
-
-    @cached_property
-    def _in_threads(self) -> bool:
-        """Whether a batch's parts are computed side by side: not where each would have gradients as large as the model."""
-        trained, whole = sum(p.numel() for p in self.parameters), sum(p.numel() for p in self.tuned.parameters())
-        return self.plan.task == "instruct" and trained <= LIGHT * whole and runs_in_threads(self.tuned, self._longest)
 
     def record(self, step: int, train_loss: float | None, validation_loss: float | None, rate: float) -> None:
         now = time.monotonic()

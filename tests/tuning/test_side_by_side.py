@@ -7,7 +7,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from finemesh.tuning import training
+from finemesh.tuning import gradients
 from finemesh.tuning.data.batches import Encoded
 from finemesh.tuning.evaluation import loss as evaluation
 from finemesh.tuning.evaluation.loss import evaluate
@@ -102,10 +102,10 @@ def test_sides_have_all_rows_and_about_as_many_tokens():
 @pytest.mark.parametrize(("name", "changes"), [("lora", {}), ("lora", {"accumulation": 2}), ("prompt", {}), ("sift", {})])
 def test_training_is_the_same(two_threads, tmp_path, monkeypatch, name, changes):
     point = POINT if name == "lora" else {**METHODS[name].reference, **({"rank": 2} if name == "sift" else {})}
-    monkeypatch.setattr(training, "LIGHT", 0.0)
+    monkeypatch.setattr(gradients, "LIGHT", 0.0)
     whole = trained(tmp_path / "whole", name, point, **changes)
-    monkeypatch.setattr(training, "LIGHT", 1.0)
-    counts = counting(monkeypatch, training)
+    monkeypatch.setattr(gradients, "LIGHT", 1.0)
+    counts = counting(monkeypatch, gradients)
     parts, again = (trained(tmp_path / folder, name, point, **changes) for folder in ("parts", "again"))
     assert set(counts) == {SIDES}
     for key, value in whole.items():
@@ -138,6 +138,6 @@ def test_only_where_a_model_is_not_changed_on_the_way_and_nothing_is_drawn(two_t
 
 
 def test_gradients_as_large_as_the_model_are_not_held_twice(two_threads, tmp_path, monkeypatch):
-    counts = counting(monkeypatch, training)
+    counts = counting(monkeypatch, gradients)
     trained(tmp_path / "full", "full", METHODS["full"].reference)
     assert not counts

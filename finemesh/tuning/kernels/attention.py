@@ -130,10 +130,10 @@ def _turning(rotation: Rotation | None, like: torch.Tensor, rows: Rows) -> Rotat
 
 @kernel
 def _spread(packed: Any, holders: Any, cos: Any, sin: Any, scale: float, group: int, heads: Any) -> None:
-    """packed (tokens, key heads * group * width) -> heads (batch * key heads, time, group * width); `scale` goes with a rotation.
+    """packed (tokens, key heads * group * width) -> heads (batch * key heads, time, group * width).
 
-    (a, b) -> (a c - b s, b c + a s), a and b the halves of a head, by way of float32 arrays of the loop's own: what may lie
-    where it is read from does not go in wide registers.
+    A rotation, with its `scale`: (a, b) -> (a c - b s, b c + a s), a and b the halves of a head. It goes by way of float32
+    arrays of the loop's own: what may lie where it is read from does not go in wide registers.
     """
     time, line, half = heads.shape[1], heads.shape[2], cos.shape[1]
     key_heads, width = packed.shape[1] // line, line // group
