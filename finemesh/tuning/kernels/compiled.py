@@ -13,12 +13,14 @@ import numpy as np
 import torch
 from llvmlite import ir
 from numba import config, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 Function = Callable[..., Any]
 STORED = {torch.float32: torch.float32, torch.bfloat16: torch.uint16, torch.int8: torch.int8, torch.int32: torch.int32,
           torch.int64: torch.int64}
 WORD = ir.IntType(32)
+SQUARE = 16
 FREEDOM = {"reassoc", "contract", "nsz", "arcp"}  # of the order of sums; not that there are no NaN and no infinities
 
 
@@ -99,6 +101,39 @@ def from_order(_: Any, rank: Any) -> Any:
 def _mirrored(builder: Any, word: Any) -> Any:
     """Of a word with its highest bit set, the others turned over."""
     return builder.xor(word, builder.lshr(builder.ashr(word, WORD(31)), WORD(1)))
+
+
+@operation
+def transpose_square(_: Any, values: Any, row: Any, column: Any, columns: Any) -> Any:
+    """columns[column + i, row + t] = values[row + t, column + i] for t and i from 0 to SQUARE - 1, in wide registers.
+
+    Blocks on either side of the diagonal change places, of 1 entry first, then of 2, 4 and 8.
+    """
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        read, t, i, write = arguments
+        lines = _line_pointers(context, builder, signature.args[0], read, t, i)
+        vectors = [builder.load(line, align=1) for line in lines]
+        for size in (1, 2, 4, 8):
+            for one in (each for each in range(SQUARE) if not each & size):
+                a, b = vectors[one], vectors[one + size]
+                upper = [lane if not lane & size else SQUARE + lane - size for lane in range(SQUARE)]
+                lower = [lane + size if not lane & size else SQUARE + lane for lane in range(SQUARE)]
+                vectors[one], vectors[one + size] = (builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(WORD, SQUARE), mask))
+                                                     for mask in (upper, lower))
+        for line, vector in zip(_line_pointers(context, builder, signature.args[3], write, i, t), vectors, strict=True):
+            builder.store(vector, line, align=1)
+        return context.get_dummy_value()
+    return types.void(values, types.intp, types.intp, columns), build
+
+
+def _line_pointers(context: Any, builder: Any, kind: Any, array: Any, row: Any, column: Any) -> list[Any]:
+    """To SQUARE entries of each of SQUARE rows of a contiguous array, from (row, column) on."""
+    found = context.make_array(kind)(context, builder, array)
+    width = cgutils.unpack_tuple(builder, found.shape)[1]
+    first = builder.add(builder.mul(row, width), column)
+    vector = ir.VectorType(context.get_data_type(kind.dtype), SQUARE).as_pointer()
+    return [builder.bitcast(builder.gep(found.data, [builder.add(first, builder.mul(width, width.type(line)))]), vector)
+            for line in range(SQUARE)]
 
 
 @inlined

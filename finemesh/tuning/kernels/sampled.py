@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numba import prange
 
-from finemesh.tuning.kernels.compiled import kernel, run, wide
+from finemesh.tuning.kernels.compiled import SQUARE, kernel, run, transpose_square, wide
 
 PAYS_UP_TO = {torch.float32: 0.2, torch.bfloat16: 0.12}  # of the matrix, measured on SmolLM2's shapes (LOG.md)
 TILE = 32
@@ -62,19 +62,17 @@ class Entries:
 
 @kernel
 def _transpose(values: Any, columns: Any) -> None:
-    """Square by square, each read line by line first: lines a power of 2 apart push each other out of caches, too."""
+    """Square by square; columns a power of 2 apart would push each other out of caches. What is beyond `values` is 0."""
     tokens, width = values.shape
-    for tile in prange(columns.shape[1] // TILE):
-        first = tile * TILE
-        count = max(0, min(tokens - first, TILE))
-        square = np.zeros((TILE, TILE), values.dtype)
-        for start in range(0, width, TILE):
-            wide_of_it = min(width - start, TILE)
-            for t in range(count):
-                square[t, :wide_of_it] = values[first + t, start:start + wide_of_it]
-            for i in range(wide_of_it):
-                for t in range(TILE):
-                    columns[start + i, first + t] = square[t, i]
+    for square in prange(columns.shape[1] // SQUARE):
+        first = square * SQUARE
+        for start in range(0, width, SQUARE):
+            if first + SQUARE <= tokens and start + SQUARE <= width:
+                transpose_square(values, first, start, columns)
+            else:
+                for i in range(start, min(start + SQUARE, width)):
+                    for t in range(first, first + SQUARE):
+                        columns[i, t] = values[t, i] if t < tokens else 0
 
 
 @kernel
