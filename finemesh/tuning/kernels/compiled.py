@@ -118,8 +118,8 @@ def transpose_square(_: Any, values: Any, row: Any, column: Any, columns: Any) -
                 a, b = vectors[one], vectors[one + size]
                 upper = [lane if not lane & size else SQUARE + lane - size for lane in range(SQUARE)]
                 lower = [lane + size if not lane & size else SQUARE + lane for lane in range(SQUARE)]
-                vectors[one], vectors[one + size] = (builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(WORD, SQUARE), mask))
-                                                     for mask in (upper, lower))
+                vectors[one], vectors[one + size] = (
+                    builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(WORD, SQUARE), mask)) for mask in (upper, lower))
         for line, vector in zip(_line_pointers(context, builder, signature.args[3], write, i, t), vectors, strict=True):
             builder.store(vector, line, align=1)
         return context.get_dummy_value()

@@ -84,8 +84,20 @@ def _sampled_product(starts: Any, flat: Any, left: Any, right: Any, values: Any)
             own = np.empty(tokens, np.float32)
             for t in range(tokens):
                 own[t] = wide(left[i, t])
-            for entry in range(starts[i], starts[i + 1]):
-                other = right[flat[entry] - i * len(right)]
+            offset = i * len(right)
+            fours = starts[i] + (starts[i + 1] - starts[i]) // 4 * 4
+            for entry in range(starts[i], fours, 4):
+                a, b = right[flat[entry] - offset], right[flat[entry + 1] - offset]
+                c, d = right[flat[entry + 2] - offset], right[flat[entry + 3] - offset]
+                of_a, of_b, of_c, of_d = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+                for t in range(tokens):  # four at a time read `own` once
+                    of_a += own[t] * wide(a[t])
+                    of_b += own[t] * wide(b[t])
+                    of_c += own[t] * wide(c[t])
+                    of_d += own[t] * wide(d[t])
+                values[entry], values[entry + 1], values[entry + 2], values[entry + 3] = of_a, of_b, of_c, of_d
+            for entry in range(fours, starts[i + 1]):
+                other = right[flat[entry] - offset]
                 total = np.float32(0)
                 for t in range(tokens):
                     total += own[t] * wide(other[t])
