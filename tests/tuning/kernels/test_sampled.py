@@ -31,9 +31,10 @@ def test_both_ways_are_taken(monkeypatch):
     assert left._columns is not None
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("count", [5, 32, 70])
-def test_columns_are_made_once(count):
-    tokens = Tokens(torch.randn(count, 50))
+def test_columns_are_made_once(count, dtype):
+    tokens = Tokens(torch.randn(count, 50).to(dtype))
     assert tokens.columns is tokens.columns
     assert torch.equal(tokens.columns[:, :count], tokens.values.t())
     assert not tokens.columns[:, count:].any()
