@@ -125,6 +125,15 @@ def test_evaluation_is_the_same(two_threads, monkeypatch):
     assert beside.row_weights == alone.row_weights
 
 
+def test_long_rows_are_evaluated_one_after_the_other(two_threads, monkeypatch):
+    tuned, context = tuned_model()
+    longest = max(len(row.input_ids) for row in context.encoded)
+    monkeypatch.setattr(evaluation, "EVALUATION_TOKENS", SIDES * longest - 1)
+    counts = counting(monkeypatch, evaluation)
+    evaluate(tuned, context.encoded, "instruct", 0)
+    assert set(counts) == {1}
+
+
 def test_only_where_a_model_is_not_changed_on_the_way_and_nothing_is_drawn(two_threads):
     tuned, _ = tuned_model()
     assert runs_in_threads(tuned.train(), 32)

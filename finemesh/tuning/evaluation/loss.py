@@ -128,8 +128,9 @@ def evaluate(model: nn.Module, rows: Sequence[Encoded], task: TaskName, pad_id: 
     """
     training = model.training
     model.eval()
-    longest = max(len(row.input_ids) for row in rows)
-    at_once = SIDES if task == "instruct" and runs_in_threads(model, longest) else 1
+    longest = max((len(row.input_ids) for row in rows), default=0)
+    in_threads = task == "instruct" and SIDES * longest <= EVALUATION_TOKENS and runs_in_threads(model, longest)
+    at_once = SIDES if in_threads else 1  # with as many tokens in all
 
     def result_of(indices: Sequence[int]) -> BatchLosses:
         return batch_losses(model, collate([rows[i] for i in indices], pad_id).to(device), task)
