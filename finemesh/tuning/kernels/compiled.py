@@ -107,8 +107,11 @@ def _mirrored(builder: Any, word: Any) -> Any:
 def transpose_square(_: Any, values: Any, row: Any, column: Any, columns: Any) -> Any:
     """columns[column + i, row + t] = values[row + t, column + i] for t and i from 0 to SQUARE - 1, in wide registers.
 
-    Blocks on either side of the diagonal change places, of 1 entry first, then of 2, 4 and 8.
+    Blocks on either side of the diagonal change places, of 1 entry first, then of 2, 4 and 8. For contiguous arrays: a kernel
+    that is given another one does not compile.
     """
+    if values.layout != "C" or columns.layout != "C":
+        return None
     def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         read, t, i, write = arguments
         lines = _line_pointers(context, builder, signature.args[0], read, t, i)

@@ -30,7 +30,7 @@ class Tokens:
             tokens, width = self.values.shape
             padded = (-(-tokens // TILE) | 1) * TILE  # odd, see _transpose
             self._columns = torch.empty(width, padded, dtype=self.values.dtype)
-            run(_transpose, self.values, self._columns)
+            run(_transpose, self.values.contiguous(), self._columns)
         return self._columns
 
 

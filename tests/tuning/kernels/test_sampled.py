@@ -38,3 +38,11 @@ def test_columns_are_made_once(count, dtype):
     assert tokens.columns is tokens.columns
     assert torch.equal(tokens.columns[:, :count], tokens.values.t())
     assert not tokens.columns[:, count:].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_values_may_lie_anyhow(dtype):
+    whole = torch.randn(50, 200).to(dtype)
+    for values in (whole.t(), whole[:, 70:134], whole[:1].expand(40, 200)):
+        tokens = Tokens(values)
+        assert torch.equal(tokens.columns[:, :len(values)], values.t())
