@@ -125,8 +125,9 @@ def scored_states(model: nn.Module, batch: Batch) -> torch.Tensor | None:
         return None
     vectors = way.vectors()
     virtual = 0 if vectors is None else len(vectors)
-    shared = 0 if _drops(way.model) else common_start(batch.input_ids, batch.lengths)
-    rows = rows_of(batch.lengths + virtual, batch.input_ids.size(1) + virtual, virtual + shared)
+    lengths = _looked_at(batch)
+    shared = 0 if _drops(way.model) else common_start(batch.input_ids, lengths)
+    rows = rows_of(lengths + virtual, int(lengths.max()) + virtual, virtual + shared)
     places = rows.pack[virtual:]
     row, position = places // rows.time, places % rows.time - virtual
     x = way.model.get_input_embeddings()(batch.input_ids[row, position])
@@ -138,6 +139,12 @@ def scored_states(model: nn.Module, batch: Batch) -> torch.Tensor | None:
     dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
     with torch.autocast("cpu", enabled=False):
         return _states(way.model.model, x, rows, before, dtype, way.past(dtype))
+
+
+def _looked_at(batch: Batch) -> torch.Tensor:
+    """(batch,) the tokens of each row on which its scored ones depend: those before the last; one where none is scored."""
+    last: torch.Tensor = (batch.scored * torch.arange(batch.scored.size(1))).amax(1).clamp(min=1)
+    return last
 
 
 def _drops(model: nn.Module) -> bool:

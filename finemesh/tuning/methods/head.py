@@ -43,7 +43,7 @@ class Head(Method):
     summary = "the output layer only"
     source = "Alain & Bengio, arXiv 1610.01644"
     space = {
-        "learning_rate": real(1e-6, 1e-1, 1e-3, log=True),
+        "learning_rate": real(1e-6, 1.0, 1e-3, log=True),
         "weight_decay": real(0.0, 0.3, 0.0),
     }
     reference = {"learning_rate": 1e-3, "weight_decay": 0.0}

@@ -35,7 +35,7 @@ class PTuning(PromptMethod):
         "placement": choice(("before", "after", "around"), "before"),
         "encoder": choice(("lstm", "mlp"), "lstm"),
         "hidden_size": integer(16, 1024, 128, log=True),
-        "learning_rate": real(1e-6, 1e-1, 1e-3, log=True),
+        "learning_rate": real(1e-6, 1.0, 1e-3, log=True),
     }
     reference = {"length": 9, "placement": "around", "encoder": "lstm", "hidden_size": 256, "learning_rate": 1e-3}
     peft_type = "P_TUNING"

@@ -99,6 +99,6 @@ class Prefix(PrefixMethod):
         "init": choice(("text", "random"), "text"),
         "reparameterization": choice(("mlp", "none"), "mlp"),
         "hidden_size": integer(16, 1024, 512, log=True, when=("reparameterization", ("mlp",))),
-        "learning_rate": real(1e-6, 1e-1, 5e-3, log=True),
+        "learning_rate": real(1e-6, 3e-1, 5e-3, log=True),
     }
     reference = {"length": 10, "init": "random", "reparameterization": "mlp", "hidden_size": 512, "learning_rate": 5e-5}

@@ -44,7 +44,7 @@ class Sift(Method):
         "score": choice(("gradient", "gradient_weight", "magnitude", "random"), "gradient"),
         "calibration_batches": integer(1, 32, 2, log=True, when=("score", GRADIENT_SCORES)),
         "layers": choice(("all", "attention"), "all"),
-        "learning_rate": real(1e-5, 2e-2, 2e-4, log=True),
+        "learning_rate": real(1e-5, 1e-1, 2e-4, log=True),
         "weight_decay": real(0.0, 0.3, 0.0),
     }
     # The paper's density on Alpaca is 5 %, which is that of rank 16 in matrices 600 wide
