@@ -1,6 +1,7 @@
 """The fast way gives what transformers and PEFT give: losses and every gradient, for each family and method."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from finemesh.tuning.data.batches import Batch, collate
 from finemesh.tuning.features import Probe
-from finemesh.tuning.kernels import attention, scored_losses
+from finemesh.tuning.kernels import attention, scored_losses, scored_states
 from finemesh.tuning.kernels.decoder import way_through
 from finemesh.tuning.methods import METHODS
 from tests import tiny
@@ -126,6 +127,20 @@ def test_scored_tokens_within_the_common_start() -> None:
     scored = batch.scored.clone()
     scored[:, 1] = True
     assert_same(tuned, Batch(batch.input_ids, batch.lengths, scored))
+
+
+@pytest.mark.parametrize("method", ["lora", "prompt"])
+def test_nothing_from_the_last_scored_token_on_is_looked_at(method: str) -> None:
+    tuned, batch = prepared("llama", method)
+    expected = stock_losses(tuned, batch)
+    positions = torch.arange(batch.scored.size(1))
+    last = (batch.scored * positions).amax(1)
+    beyond = torch.where(positions >= last[:, None], 10 ** 6, batch.input_ids)  # no token: an embedding would not be found
+    with pytest.raises(IndexError):
+        stock_losses(tuned, replace(batch, input_ids=beyond))
+    found = scored_states(tuned, replace(batch, input_ids=beyond))
+    assert found is not None
+    torch.testing.assert_close(scored_losses(tuned, batch, found), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kept", [True, False], ids=["kept", "computed again"])
