@@ -6,7 +6,10 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     BertConfig,
+    BertForMaskedLM,
     BertForSequenceClassification,
+    DebertaV2Config,
+    DebertaV2ForMaskedLM,
     DistilBertConfig,
     DistilBertForSequenceClassification,
     GemmaConfig,
@@ -94,6 +97,20 @@ def classifier(kind: str = "bert", labels: int = 2) -> PreTrainedModel:
     if labels == 1:
         model.config.problem_type = "regression"
     return _frozen(model)
+
+
+def without_pooler() -> PreTrainedModel:
+    """An encoder as it was pre-trained: a classifier made of it has a pooler drawn anew, beside its head."""
+    torch.manual_seed(0)
+    sizes = {k: v for k, v in _SIZES.items() if k != "num_key_value_heads"}
+    return BertForMaskedLM(BertConfig(**sizes, pad_token_id=0))
+
+
+def deberta() -> PreTrainedModel:
+    """The same of DeBERTa's kind, whose pooler lies beside the encoder and not in it."""
+    torch.manual_seed(0)
+    sizes = {k: v for k, v in _SIZES.items() if k != "num_key_value_heads"}
+    return DebertaV2ForMaskedLM(DebertaV2Config(**sizes, pad_token_id=0, pooler_hidden_size=32))
 
 
 def _frozen(model: PreTrainedModel) -> PreTrainedModel:

@@ -110,8 +110,8 @@ def trained(content: Content) -> bool:
 def head(content: Content) -> str:
     """The arguments that give the base model a head of the right width."""
     if content["task"] == "classify":
-        return f", id2label={dict(enumerate(content['labels']))!r}"
-    return ", num_labels=1" if content["task"] == "regress" else ""
+        return f", id2label={dict(enumerate(content['labels']))!r}, ignore_mismatched_sizes=True"
+    return ", num_labels=1, ignore_mismatched_sizes=True" if content["task"] == "regress" else ""
 
 
 def usage(content: Content) -> list[str]:

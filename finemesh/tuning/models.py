@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Sequence
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ import torch
 import transformers
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -34,6 +35,7 @@ from finemesh.errors import FieldError
 TaskName = Literal["instruct", "classify", "regress"]
 AFTER_PADDING = frozenset({"camembert", "data2vec-text", "ibert", "longformer", "luke", "mpnet", "roberta",
                            "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"})  # where positions begin
+HEADS = ("classifier", "score")  # what transformers calls the new layer of a sequence classifier
 CONVERSION = "1"  # raised when the conversion changes, so that old cache entries are not used
 
 
@@ -113,35 +115,100 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
                          "(tokenizer.json, tokenizer_config.json) beside config.json.", "model") from None
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token_id is None:
+        raise FieldError(f"the tokenizer of {source.name} has neither a padding token nor one that ends a text. Give it one "
+                         "(pad_token or eos_token in tokenizer_config.json).", "model")
     return tokenizer
 
 
 def load_model(source: ModelSource, task: TaskName, *, labels: Sequence[str] = (), dtype: torch.dtype = torch.float32,
                head_seed: int = 0, pad_id: int | None = None) -> PreTrainedModel:
-    """The frozen base model in evaluation mode. A classifier's or regressor's new head is drawn with `head_seed`."""
+    """The frozen base model in evaluation mode. What the checkpoint lacks of a classifier or regressor is drawn with
+    `head_seed`, and named in `drawn_layers`; so is the head where it tells other labels apart."""
     check_task(source, task)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(head_seed)
-        model: PreTrainedModel
+        model: Any
         if task == "instruct":
             model = AutoModelForCausalLM.from_pretrained(source.location, dtype=dtype)
         else:
-            model = AutoModelForSequenceClassification.from_pretrained(source.location, dtype=dtype, **_head(task, labels))
+            model, missing = _with_head(source, dtype=dtype, **_head(task, labels))
+            _follow_labels(model, AutoConfig.from_pretrained(source.location), labels)
+            model.drawn_layers = _drawn(model, missing)
     if pad_id is not None:
         model.config.pad_token_id = pad_id
     model.name_or_path = source.public_name
     model.config.use_cache = False
-    return model.requires_grad_(False).eval()
+    frozen: PreTrainedModel = model.requires_grad_(False).eval()
+    return frozen
 
 
 def load_skeleton(source: ModelSource, task: TaskName, *, labels: Sequence[str] = ()) -> PreTrainedModel:
-    """The model's modules without their weights, to look at before anything is loaded."""
+    """The model's modules without their weights, to look at before anything is loaded.
+
+    Which of them will be drawn is only known where the checkpoint is here already.
+    """
     check_task(source, task)
-    config = AutoConfig.from_pretrained(source.location, **({} if task == "instruct" else _head(task, labels)))
+    head = {} if task == "instruct" else _head(task, labels)
     auto = AutoModelForCausalLM if task == "instruct" else AutoModelForSequenceClassification
     with torch.device("meta"):
-        model: PreTrainedModel = auto.from_config(config)
-    return model
+        model: Any = auto.from_config(AutoConfig.from_pretrained(source.location, **head))
+    if task != "instruct":
+        with suppress(OSError):
+            _, missing = _with_head(source, device_map="meta", local_files_only=True, **head)
+            model.drawn_layers = _drawn(model, missing)
+    skeleton: PreTrainedModel = model
+    return skeleton
+
+
+def new_layers(model: nn.Module) -> list[str]:
+    """What transformers adds to a classifier or regressor and draws anew each time: the head, any layer before it of a like
+    name, such as DistilBERT's pre_classifier, and what else the checkpoint lacks, such as DeBERTa's pooler. All are trained."""
+    heads = [name for name, _ in model.named_children() if name.endswith(HEADS)]
+    drawn: list[str] = getattr(model, "drawn_layers", [])
+    return heads + [name for name in drawn if name.split(".")[0] not in heads]
+
+
+def _with_head(source: ModelSource, **options: Any) -> tuple[Any, set[str]]:
+    """A classifier or regressor, and the names of the parameters that its checkpoint does not have in this shape."""
+    said = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()  # it would list those as a thing to worry about
+    try:
+        model, told = AutoModelForSequenceClassification.from_pretrained(
+            source.location, ignore_mismatched_sizes=True, output_loading_info=True, **options)
+    finally:
+        transformers.utils.logging.set_verbosity(said)
+    return model, {*told["missing_keys"], *(name for name, *_ in told["mismatched_keys"])}
+
+
+def _drawn(model: nn.Module, missing: set[str], prefix: str = "") -> list[str]:
+    """The fewest modules that hold the missing parameters: whole ones where nothing of them is known."""
+    found = []
+    for name, child in model.named_children():
+        own = [f"{prefix}{name}.{parameter}" for parameter, _ in child.named_parameters()]
+        lacking = missing.intersection(own)
+        if lacking and (len(lacking) == len(own) or not list(child.children())):
+            found.append(prefix + name)
+        elif lacking:
+            found += _drawn(child, missing, f"{prefix}{name}.")
+    return found
+
+
+@torch.no_grad()
+def _follow_labels(model: Any, before: Any, labels: Sequence[str]) -> None:
+    """A checkpoint's own head has its labels in its own order: put it in ours, or draw it where they are others."""
+    names = [str(before.id2label[i]) for i in range(before.num_labels)]
+    if len(names) != len(labels) or names == [f"LABEL_{i}" for i in range(len(names))]:  # no head of this shape, or no names
+        return
+    output = [module for module in model.modules() if isinstance(module, nn.Linear) and module.out_features == len(labels)][-1]
+    if set(names) == set(labels):
+        order = torch.tensor([names.index(label) for label in labels])
+        for parameter in output.parameters():
+            parameter.copy_(parameter[order])
+        return
+    output.weight.normal_(0.0, getattr(model.config, "initializer_range", 0.02))
+    if output.bias is not None:
+        output.bias.zero_()
 
 
 def check_task(source: ModelSource, task: TaskName) -> None:

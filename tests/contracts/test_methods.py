@@ -9,12 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from peft import PeftModel
 from torch import nn
+from transformers import AutoModelForSequenceClassification
 
 from finemesh.tuning.data.batches import Encoded
 from finemesh.tuning.evaluation.loss import evaluate
+from finemesh.tuning.kernels.sparse import SparseLinear
 from finemesh.tuning.methods import METHODS, Context, Method
 from finemesh.tuning.methods.lora import Lora
+from finemesh.tuning.models import ModelSource, load_model, load_skeleton
 from finemesh.tuning.training import Plan, fine_tune
 from tests import tiny
 
@@ -198,3 +202,50 @@ def test_the_trained_parameters_are_counted_without_the_weights(name: str) -> No
             there = sum(p.numel() for p in tuned.parameters() if p.requires_grad)
             model = method.remove(tuned)
             assert method.trainable(copy.deepcopy(skeleton), point, context) == there, (kind, task, point)
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if "classify" in method.tasks and method.trains])
+@pytest.mark.parametrize("kind", ["bert", "deberta"])
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
+def test_what_a_checkpoint_lacks_is_saved_beside_its_head(kind, name, tmp_path):
+    """A pooler that transformers draws: plain libraries draw another one, and must find ours in the adapter."""
+    saved = {"bert": tiny.without_pooler, "deberta": tiny.deberta}[kind]()
+    saved.save_pretrained(tmp_path / "base")
+    source = ModelSource("base", str(tmp_path / "base"), "base")
+    _, context = tiny.case("bert", "classify")
+    method = METHODS[name]
+    model = load_model(source, "classify", labels=tiny.LABELS)
+    if method.unfit(model, "classify"):
+        pytest.skip(method.unfit(model, "classify"))
+    before = copy.deepcopy(model.state_dict())
+    point = method_point(method)
+    counted = method.trainable(load_skeleton(source, "classify", labels=tiny.LABELS), point, context)
+    tuned = method.prepare(model, point, context)
+    assert counted == sum(p.numel() for p in tuned.parameters() if p.requires_grad)
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    if name == "sift":
+        for layer in tuned.modules():
+            if isinstance(layer, SparseLinear):
+                layer.fold()
+    rows = method.shape(tuned, context.train, context.encoded, point, context, training=False)
+    expected = evaluate(tuned, rows, "classify", 0)
+    method.save(tuned, tmp_path / "adapter", "base")
+    if (tmp_path / "adapter" / "adapter_config.json").exists():
+        torch.manual_seed(99)
+        plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=2)
+        loaded = PeftModel.from_pretrained(plain, tmp_path / "adapter").eval()
+        found = evaluate(loaded, rows, "classify", 0)
+        assert found.row_losses == pytest.approx(expected.row_losses, abs=1e-5)
+    loaded = method.load(load_model(source, "classify", labels=tiny.LABELS, head_seed=99), tmp_path / "adapter")
+    assert evaluate(loaded, rows, "classify", 0).row_losses == pytest.approx(expected.row_losses, abs=1e-5)
+    again = method.remove(tuned)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in again.state_dict().items())
+
+
+def method_point(method: Method) -> dict:
+    """Its reference settings, sized for a tiny model."""
+    sizes = {"length": 4, "rank": 2, "reduction": 4, "hidden_size": 16}
+    return {name: sizes.get(name, value) for name, value in method.reference.items()}

@@ -15,7 +15,7 @@ DATA = Path(os.environ.get("FINEMESH_DATA", ROOT.parent / "shared" / "data"))
 
 def needs_package(name: str) -> pytest.MarkDecorator:
     missing = importlib.util.find_spec(name) is None
-    return pytest.mark.skipif(missing, reason=f"the package {name} is not installed (make test-real installs what these tests need)")
+    return pytest.mark.skipif(missing, reason=f"the package {name} is not installed (make test-real installs it)")
 
 
 def needs_data(name: str) -> pytest.MarkDecorator:

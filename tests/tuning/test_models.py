@@ -123,6 +123,28 @@ def test_a_new_head_is_drawn_from_its_seed(folder):
     assert not torch.equal(heads[0], heads[2])
 
 
+def test_a_checkpoint_of_another_number_of_labels(tmp_path):
+    tiny.classifier().save_pretrained(tmp_path / "two")
+    source = find_model(str(tmp_path / "two"))
+    for task, labels, outputs in (("classify", ["a", "b", "c"], 3), ("regress", [], 1)):
+        model = load_model(source, task, labels=labels)
+        assert model.classifier.out_features == outputs
+        assert model.drawn_layers == load_skeleton(source, task, labels=labels).drawn_layers == ["classifier"]
+
+
+@pytest.mark.parametrize(("names", "order"), [
+    (["yes", "no"], [1, 0]), (["LABEL_0", "LABEL_1"], [0, 1]), (["bad", "good"], None)])
+def test_a_checkpoint_s_own_head_follows_our_labels(tmp_path, names, order):
+    saved = tiny.classifier()
+    saved.config.id2label, saved.config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
+    torch.nn.init.normal_(saved.classifier.bias)
+    saved.save_pretrained(tmp_path / "model")
+    model = load_model(find_model(str(tmp_path / "model")), "classify", labels=["no", "yes"])
+    for found, before in zip(model.classifier.parameters(), saved.classifier.parameters(), strict=True):
+        assert not torch.equal(found, before) if order is None else torch.equal(found, before[order])
+    assert model.config.id2label == {0: "no", 1: "yes"}
+
+
 def test_a_package(folder, tmp_path, monkeypatch):
     package = tmp_path / "site" / "some_model"
     package.mkdir(parents=True)
@@ -165,6 +187,15 @@ def test_a_folder_in_which_something_is_missing_or_damaged(tmp_path, file, conte
     (tmp_path / file).unlink() if content is None else (tmp_path / file).write_bytes(content)
     with pytest.raises(FieldError, match=f"model: .*{said}"):
         find_model(str(tmp_path))
+
+
+def test_a_tokenizer_that_can_pad_with_nothing(tmp_path):
+    tiny.causal().save_pretrained(tmp_path)
+    words = tiny.tokenizer()
+    words.pad_token = words.eos_token = None
+    words.save_pretrained(tmp_path)
+    with pytest.raises(FieldError, match=r"model: the tokenizer of .* has neither a padding token nor"):
+        load_tokenizer(find_model(str(tmp_path)))
 
 
 def test_a_folder_without_a_tokenizer(tmp_path):

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from finemesh.hyperparameter import Hyperparameters
 from finemesh.tuning.data.batches import Encoded
 from finemesh.tuning.data.examples import Example
-from finemesh.tuning.models import TaskName
+from finemesh.tuning.models import HEADS, TaskName, new_layers
 
 Point = Mapping[str, Any]
 PEFT_TASKS: dict[str, TaskType] = {
@@ -146,7 +146,10 @@ class PeftMethod(Method):
         raise NotImplementedError
 
     def prepare(self, model: PreTrainedModel, point: Point, context: Context) -> nn.Module:
-        tuned: nn.Module = get_peft_model(model, self.configuration(model, point, context))
+        configuration: Any = self.configuration(model, point, context)
+        if context.task != "instruct":  # PEFT knows the head by its name, and no other layer that is new
+            configuration.modules_to_save = [name for name in new_layers(model) if not name.endswith(HEADS)] or None
+        tuned: nn.Module = get_peft_model(model, configuration)
         for parameter in tuned.parameters():
             if parameter.requires_grad:  # PEFT copies the head of a half precision model as it is
                 parameter.data = parameter.data.float()

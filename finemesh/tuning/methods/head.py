@@ -16,9 +16,7 @@ from transformers import PreTrainedModel
 from finemesh.hyperparameter import real
 from finemesh.tuning.features import Features, Probe
 from finemesh.tuning.methods.base import Context, Method, Point, save_whole
-from finemesh.tuning.models import TaskName
-
-HEADS = ("classifier", "score")  # what transformers calls the new layer of a sequence classifier
+from finemesh.tuning.models import HEADS, TaskName
 
 
 def head_name(model: PreTrainedModel) -> str:
@@ -27,12 +25,6 @@ def head_name(model: PreTrainedModel) -> str:
     if output is not None:
         return next(name for name, module in model.named_modules() if module is output)
     return next(name for name in HEADS if hasattr(model, name))
-
-
-def new_layers(model: nn.Module) -> list[str]:
-    """What transformers adds to a classifier or regressor and draws anew each time: the head, and any layer before it of a like
-    name, such as DistilBERT's pre_classifier. PEFT trains them all."""
-    return [name for name, _ in model.named_children() if name.endswith(HEADS)]
 
 
 _FEATURES: WeakKeyDictionary[PreTrainedModel, Features] = WeakKeyDictionary()  # of the base models that are loaded

@@ -13,9 +13,10 @@ from transformers import PreTrainedModel
 from finemesh.hyperparameter import choice, integer, real
 from finemesh.tuning.architecture import anywhere, architecture
 from finemesh.tuning.methods.base import PEFT_TASKS, AdapterMethod, Context, Point
-from finemesh.tuning.methods.head import HEADS, new_layers
+from finemesh.tuning.models import HEADS, new_layers
 
 REFERENCE_RANK = 8
+MAMBA = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")  # PEFT refuses their out_proj
 
 
 class Lora(AdapterMethod):
@@ -51,8 +52,13 @@ class Lora(AdapterMethod):
             lora_alpha=point["alpha_over_rank"] * (sqrt(REFERENCE_RANK) if stabilised else rank),
             lora_dropout=point["dropout"], target_modules=self._targets(model, point["layers"]),
             fan_in_fan_out=model.config.model_type == "gpt2",
-            exclude_modules=[name for name in new_layers(model) if name not in HEADS] or None,  # trained whole, with the head
+            exclude_modules=self._excluded(model) or None,
         )
+
+    def _excluded(self, model: PreTrainedModel) -> list[str]:
+        """What is trained whole, as the head is, and what PEFT refuses."""
+        whole = [name for name in new_layers(model) if name not in HEADS]
+        return whole + ["out_proj"] * (model.config.model_type in MAMBA)
 
     def _targets(self, model: PreTrainedModel, layers: str) -> str:
         blocks = architecture(model)

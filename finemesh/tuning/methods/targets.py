@@ -7,15 +7,15 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from finemesh.tuning.architecture import anywhere, architecture
-from finemesh.tuning.methods.head import new_layers
+from finemesh.tuning.models import new_layers
 
 
 def linear_layers(model: PreTrainedModel, which: str) -> dict[str, nn.Linear | Conv1D]:
     """By name, in the model's order; `which` is all or attention. None of them where the attention is not known."""
     output = model.get_output_embeddings()
-    heads = new_layers(model)
+    heads = tuple(f"{name}." for name in new_layers(model))
     found = {name: module for name, module in model.named_modules()
-             if isinstance(module, nn.Linear | Conv1D) and module is not output and name.split(".")[0] not in heads}
+             if isinstance(module, nn.Linear | Conv1D) and module is not output and not f"{name}.".startswith(heads)}
     if which == "all":
         return found
     blocks = architecture(model)

@@ -15,9 +15,9 @@ from finemesh.tuning.evaluation.loss import batch_losses, evaluate
 from finemesh.tuning.kernels.sparse import SparseLinear
 from finemesh.tuning.methods import METHODS
 from finemesh.tuning.methods.calibration import calibration_rows, summed_gradients
-from finemesh.tuning.methods.head import new_layers
 from finemesh.tuning.methods.selection import highest, highest_overall
 from finemesh.tuning.methods.targets import linear_layers
+from finemesh.tuning.models import new_layers
 from finemesh.tuning.training import Plan, fine_tune
 from tests import tiny
 
