@@ -1,6 +1,7 @@
 """An example: what is asked, and what is to be learned. A dialogue for instruct, a labelled text for the other tasks.
 
-`key` names the question (all its answers share it), `row_hash` the whole content; both are sha256 in hex.
+`key` names the question (all its answers share it), `row_hash` the whole content; both are sha256 in hex, and the same
+for texts that differ in their line ends or outer whitespace alone: a file saved elsewhere has no new rows.
 """
 
 import hashlib
@@ -49,18 +50,15 @@ class Dialogue:
         question = self.turns[:first]
         if not any(turn.content.strip() for turn in question):
             return self.row_hash
-        return content_hash([[turn.role, turn.content] for turn in question])
+        return content_hash([[turn.role, canonical(turn.content)] for turn in question])
 
     @cached_property
     def row_hash(self) -> str:
-        return content_hash({"messages": self._messages})
+        return content_hash({"messages": [{"role": turn.role, "content": canonical(turn.content)} for turn in self.turns]})
 
     def to_json(self) -> dict[str, Any]:
-        return {"messages": self._messages, **({"task": self.task} if self.task else {})}
-
-    @property
-    def _messages(self) -> list[dict[str, str]]:
-        return [{"role": turn.role, "content": turn.content} for turn in self.turns]
+        messages = [{"role": turn.role, "content": turn.content} for turn in self.turns]
+        return {"messages": messages, **({"task": self.task} if self.task else {})}
 
 
 @dataclass(frozen=True)
@@ -82,11 +80,12 @@ class Labelled:
 
     @cached_property
     def key(self) -> str:
-        return content_hash([self.text, self.text2])
+        return content_hash([canonical(self.text), None if self.text2 is None else canonical(self.text2)])
 
     @cached_property
     def row_hash(self) -> str:
-        return content_hash(self.to_json())
+        texts = {name: canonical(text) for name, text in self.to_json().items() if name != "label"}
+        return content_hash({**texts, "label": self.label})
 
     def to_json(self) -> dict[str, Any]:
         second = {} if self.text2 is None else {"text2": self.text2}
@@ -122,6 +121,11 @@ def dialogue(turns: Sequence[Turn], place: str = "", *, answered: bool = True) -
     while answered and kept and kept[-1].role != "assistant":
         kept.pop()
     return Dialogue(tuple(kept), place) if any(turn.role != "system" for turn in kept) else None
+
+
+def canonical(text: str) -> str:
+    """The same for texts that differ in their line ends or outer whitespace alone."""
+    return text.replace("\r\n", "\n").replace("\r", "\n").strip()
 
 
 def content_hash(content: Any) -> str:

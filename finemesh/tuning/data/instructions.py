@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from string import Formatter
 
-from finemesh.tuning.data.examples import Dialogue, Turn, content_hash
+from finemesh.tuning.data.examples import Dialogue, Turn, canonical, content_hash
 
 Side = tuple[tuple[str, str | None], ...]  # text, and the column whose value follows it
 EXAMPLE = '"Is this positive or negative? {text} => {label}"'
@@ -84,12 +84,12 @@ class Item:
 
     @cached_property
     def row_hash(self) -> str:
-        return content_hash(sorted(self.values.items()))
+        return content_hash(sorted((name, canonical(text)) for name, text in self.values.items()))
 
     @cached_property
     def key(self) -> str:
         """Of what is asked about, whatever the template, the task and the order; of the whole where that is blank."""
-        question = sorted(self.values[column].strip() for column in self.asked)
+        question = sorted(canonical(self.values[column]) for column in self.asked)
         return content_hash(question) if any(question) else self.row_hash
 
     def draw(self, purpose: str) -> int:

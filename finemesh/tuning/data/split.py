@@ -196,9 +196,10 @@ def _refuse_shared_rows(sources: Sequence[_Source]) -> None:
                 places = ", ".join(twin.place.rsplit(" ", 1)[-1] for _, twin in shared[:MOST_PLACES])
                 more = ", ..." if len(shared) > MOST_PLACES else ""
                 first, twin = shared[0]
+                alike = "" if first == twin else ", but for line ends or outer whitespace"
                 rows, unit = ("row is", "row at") if len(shared) == 1 else ("rows are", "rows at")
                 raise InputError(
-                    f"{len(shared)} {rows} also in {earlier.name}; the first: {first.place} equals {twin.place} "
+                    f"{len(shared)} {rows} also in {earlier.name}; the first: {first.place} equals {twin.place}{alike} "
                     f"({_short(first.prompt)}). Take what is in both out of {earlier.name} "
                     f"({unit} {places}{more}), or give a share in place of the second file", file=later.name)
 
@@ -221,7 +222,7 @@ def _labels(source: _Source, *given: _Source) -> tuple[str, ...]:
 def remarks(parts: Mapping[str, Sequence[Example]], duplicates: int, dropped: int) -> list[str]:
     notes = []
     if duplicates:
-        notes.append(f"{duplicates} rows equal to another one were left out")
+        notes.append(f"{duplicates} rows equal to another one (line ends and outer whitespace aside) were left out")
     if dropped:
         notes.append(f"{dropped} rows without an answer were left out")
     questions = {example.key for example in parts["train"]}

@@ -54,6 +54,25 @@ def test_the_key_is_that_of_the_question_and_the_hash_that_of_the_row() -> None:
     assert Labelled("t", None, "x").row_hash != Labelled("t", None, "y").row_hash
 
 
+@pytest.mark.parametrize("space", ["{} ", "\n{}", "{}\r\n"])
+def test_line_ends_and_outer_whitespace_make_no_other_row(space: str) -> None:
+    spaced = space.format("a\r\nb")
+    for example, twin in ((Dialogue(tuple(turns("u a\nb", "a a\nb"))), Dialogue(tuple(turns(f"u {spaced}", f"a {spaced}")))),
+                          (Labelled("a\nb", "a\nb", "x"), Labelled(spaced, spaced, "x"))):
+        assert (twin.key, twin.row_hash) == (example.key, example.row_hash)
+        assert twin != example
+    assert Labelled("a  b", None, "x").key != Labelled("a b", None, "x").key
+
+
+@pytest.mark.parametrize(("example", "hashes"), [
+    (Dialogue(tuple(turns("s s", "u one\n\ntwo", "a r"))), ("1b8b46d026b8", "7b0e2df98010")),
+    (Labelled("a  b", "c", "x"), ("2abdcec948c3", "a9d36767764a")),
+    (Labelled("a", None, 0.5), ("aebb0474c576", "f35fc9f172fe"))], ids=repr)
+def test_hashes_stay_what_they_are(example: Dialogue | Labelled, hashes: tuple[str, str]) -> None:
+    """Or rows would move between the splits from one version to the next."""
+    assert (example.key[:12], example.row_hash[:12]) == hashes
+
+
 def test_rows_that_ask_nothing_are_not_one_question() -> None:
     assert Dialogue(tuple(turns("u ", "a r"))).key != Dialogue(tuple(turns("u ", "a s"))).key
 

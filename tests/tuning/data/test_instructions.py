@@ -75,6 +75,12 @@ def test_the_key_is_what_is_asked_about() -> None:
     assert nothing[0].key != nothing[1].key
 
 
+def test_line_ends_and_outer_whitespace_make_no_other_item() -> None:
+    spaced, plain = item("a\r\nfilm ", "positive\n"), item("a\nfilm")
+    assert (spaced.key, spaced.row_hash) == (plain.key, plain.row_hash)
+    assert (item("a b", "1").key[:12], item("a b", "1").row_hash[:12]) == ("541e27fe8b97", "9138e82171f1")  # as ever
+
+
 def test_what_is_drawn_for_one_purpose_says_nothing_of_another() -> None:
     rows = [item(f"film {i}") for i in range(400)]
     assert 60 < sum(row.draw("cap") % 2 == row.draw("order") % 2 == 0 for row in rows) < 140
