@@ -151,7 +151,7 @@ def _records(text: str, delimiter: str, quoting: Any = csv.QUOTE_MINIMAL) -> lis
     records, line = [], 1
     try:
         for fields in reader:
-            if any(fields):
+            if fields:
                 records.append((line, fields))
             line = reader.line_num + 1
     except csv.Error as error:
@@ -162,14 +162,16 @@ def _records(text: str, delimiter: str, quoting: Any = csv.QUOTE_MINIMAL) -> lis
 def _table(records: list[tuple[int, list[str]]], source: str, wanted: list[str]) -> list[Row]:
     if not records:
         return []
-    header = [name.strip() for name in records[0][1]]
+    first = next((i for i, (_, fields) in enumerate(records) if any(fields)), 0)  # spreadsheets may leave blank ones above
+    line, names = records[first]
+    header = [name.strip() for name in names]
     if any(name.isdecimal() and name not in header for name in wanted):
         header = [str(position) for position in range(len(header))]
     else:
-        records = records[1:]
+        records = records[first + 1:]
         twice = next((name for name in header if header.count(name) > 1), None)
         if twice is not None:
-            raise InputError(f"the header names the column {twice!r} twice; {no_header(header)}", file=source, line=1)
+            raise InputError(f"the header names the column {twice!r} twice; {no_header(header)}", file=source, line=line)
     for line, fields in records:
         if len(fields) != len(header):
             raise InputError(f"{len(fields)} fields where the first line has {len(header)} ({', '.join(header)})",

@@ -150,7 +150,7 @@ class Recognised:
         examples: list[Example] = []
         dropped = 0
         for row in rows:
-            built = self.format.build(Cells(row, self.columns), self.task, self.answered)
+            built = [] if row.blank and self.answered else self.format.build(Cells(row, self.columns), self.task, self.answered)
             if not built and not self.answered:
                 raise row.error(f"nothing is asked in it: {', '.join(self.columns.values())} are blank")
             dropped += not built
@@ -223,7 +223,7 @@ def usual_names(present: Sequence[str], *, answered: bool = True) -> dict[str, s
 def _guess(format: Format, columns: Mapping[str, str], rows: Sequence[Row]) -> Task:
     if len(format.tasks) == 1 or "label" not in columns:
         return format.tasks[0]
-    numbers = [as_number(row.fields.get(columns["label"])) for row in rows]
+    numbers = [as_number(row.fields.get(columns["label"])) for row in rows if not row.blank]
     if None in numbers:
         return "classify"
     many = len(set(numbers)) > MOST_CLASSES

@@ -80,7 +80,7 @@ def _read(name: str, task: TaskSource) -> tuple[list[Item], int, int]:
     for row in rows:
         cells = Cells(row, columns)
         values = {column: cells.written(column) for column in sorted(columns)}
-        if task.labels:
+        if task.labels and not row.blank:
             (answer,) = task.templates[0].answers
             values[answer] = _word(values[answer], task.labels, row)
         item = Item(name, values, task.templates[0].asks, row.place)

@@ -20,5 +20,10 @@ class Row:
     def place(self) -> str:
         return f"{self.file}, {self.unit} {self.line}"
 
+    @property
+    def blank(self) -> bool:
+        """All its fields are empty, as of the rows that spreadsheets leave below a table."""
+        return not any(value != "" for value in self.fields.values())
+
     def error(self, message: str) -> InputError:
         return InputError(f"{self.place}: {message}")

@@ -57,6 +57,13 @@ def test_csv(tmp_path: Path, content: str) -> None:
     assert rows[0].fields["text"].replace("\r", "") == 'one, "two"\nthree'
 
 
+@pytest.mark.parametrize("name", ["d.csv", "d.tsv"])
+def test_a_row_of_blank_fields_is_one_but_above_the_header(tmp_path: Path, name: str) -> None:
+    rows = read_rows(write(tmp_path, name, ",\ntext,label\na,x\n,\n\n".replace(",", "," if name == "d.csv" else "\t")))
+    assert [(row.line, row.fields["text"], row.blank) for row in rows] == [(3, "a", False), (4, "", True)]
+    assert fields(write(tmp_path, "p.csv", ",\na,x\n"), columns={"text": 0})[0] == {"0": "", "1": ""}
+
+
 @pytest.mark.parametrize(("line", "text"), [
     ('"Shut up" at them.\tx', '"Shut up" at them.'), ('"Hello\tx', '"Hello'), ('say "no"\tx', 'say "no"'),
     ('"a\ttab"\tx', "a\ttab"), ('"two ""words"""\tx', 'two "words"'), ('"two\nlines"\tx', "two\nlines")])

@@ -44,6 +44,11 @@ def test_without_held_out_clusters_every_task_is_in_every_split(tmp_path: Path) 
     assert splits.format == "instructions of a, b; validation and test are shares of all of them"
 
 
+def test_a_row_of_blank_fields_has_no_answer(tmp_path: Path) -> None:
+    lines = [*rows(40, "a"), {"text": "", "label": ""}]
+    assert load_tasks({"a": task(tmp_path, "a", lines, labels={"0": "no", "1": "yes"})}).dropped == 1
+
+
 def test_one_held_out_cluster_validates_and_tests(tmp_path: Path) -> None:
     tasks = {name: task(tmp_path, name, cluster="held" if name in "cd" else name) for name in "abcd"}
     splits = load_tasks(tasks, ["held"], 0.1, 0.3)

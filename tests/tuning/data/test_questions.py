@@ -33,6 +33,12 @@ def test_questions_are_all_read_in_order(tmp_path: Path) -> None:
     assert [example.prompt for example in read_instructions(source, TASKS)] == ["a", "b", "a"]
 
 
+@pytest.mark.parametrize(("lines", "texts"), [
+    (["text", "a", '""', "b", '""'], ["a", "", "b", ""]), (["text,label", "a,", ",", "b,x", ","], ["a", "", "b", ""])])
+def test_a_row_of_blank_fields_is_a_question_too(tmp_path: Path, lines: list[str], texts: list[str]) -> None:
+    assert [example.prompt for example in read_questions(file(tmp_path, "q.csv", lines), task="classify")] == texts
+
+
 @pytest.mark.parametrize(("name", "lines", "asked"), [
     ("sst2", ["sentence", "dull", "fine", "dull"], ["Good or bad? dull", "Good or bad? fine", "Good or bad? dull"]),
     ("sst2", ["text\tlabel", "dull\t7"], ["Good or bad? dull"]),  # a label that has no word is not looked at

@@ -123,6 +123,17 @@ def test_equal_rows_are_kept_once_and_counted_as_those_without_an_answer(tmp_pat
     assert any(note.startswith("1 rows without an answer") for note in splits.notes)
 
 
+@pytest.mark.parametrize("label", ["{}.5", "{}"])
+def test_rows_that_a_spreadsheet_leaves_blank_are_left_out(tmp_path: Path, label: str) -> None:
+    lines = ["text,label", *(f"t{i},{label.format(i)}" for i in range(40)), ",", ","]
+    (tmp_path / "d.csv").write_text("\n".join(lines) + "\n")
+    splits = load(str(tmp_path / "d.csv"))
+    assert (splits.task, splits.dropped, sum(len(splits[name]) for name in NAMES)) == ("regress", 2, 40)
+    (tmp_path / "d.csv").write_text("text,label\n,\n")
+    with pytest.raises(InputError, match="none of its 1 rows has an answer to learn"):
+        load(str(tmp_path / "d.csv"))
+
+
 def test_files_of_their_own(tmp_path: Path) -> None:
     train = write(tmp_path, "train.jsonl", labels(40))
     validation = write(tmp_path, "validation.csv.jsonl", labels(10, 100))
