@@ -13,6 +13,7 @@ import yaml
 
 from finemesh.errors import InputError
 
+MOST_DIGITS = 300  # of an integer: a float holds it
 Field = tuple[str | int, ...]  # ("search", "trials"); () is the whole document
 
 _RULES = {
@@ -37,7 +38,17 @@ class Dumper(yaml.SafeDumper):
 for _tag, (_pattern, _first) in _RULES.items():
     Loader.add_implicit_resolver(_tag, re.compile(_pattern), _first)
     Dumper.add_implicit_resolver(_tag, re.compile(_pattern), _first)
-Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value.replace("_", "")))
+
+
+def _integer(loader: Any, node: yaml.ScalarNode) -> int:
+    digits = node.value.replace("_", "")
+    if len(digits) > MOST_DIGITS:
+        raise yaml.constructor.ConstructorError(None, None, f"an integer of more than {MOST_DIGITS} digits: write less, or "
+                                                "put it in quotes where it is text", node.start_mark)
+    return int(digits)
+
+
+Loader.add_constructor("tag:yaml.org,2002:int", _integer)
 
 
 @dataclass(frozen=True)
@@ -64,7 +75,12 @@ def read_yaml(path: Path) -> Document:
         raise InputError("this is not UTF-8 text; save the file as UTF-8", file=path, line=line) from None
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", file=path) from None
-    loader = Loader(text)
+    try:
+        loader = Loader(text)
+    except yaml.reader.ReaderError as error:
+        before = text[:error.position].split("\n")
+        raise InputError(f"not YAML: character {len(before[-1]) + 1} is {text[error.position]!a}, which is not printable; "
+                         "remove it", file=path, line=len(before)) from None
     try:
         node = loader.get_single_node()
         if node is None:
@@ -116,4 +132,7 @@ def scalar(text: str) -> Any:
     """One value as the config would read it: 8 is a number, true a boolean, all-linear text; None where it is empty."""
     loader = Loader("")
     node = yaml.ScalarNode(loader.resolve(yaml.ScalarNode, text, (True, False)), text)
-    return loader.construct_object(node)
+    try:
+        return loader.construct_object(node)
+    except yaml.YAMLError:
+        return text

@@ -196,6 +196,7 @@ def test_errors_are_one_message(
     (["search", "nowhere.yaml"], "nowhere.yaml: there is no such config file"),
     (["search", "mine.yaml", "--trials", "0"], "--trials: must be at least 1, not 0"),
     (["search", "mine.yaml", "--trials", "many"], "--trials: must be a number, not 'many'"),
+    (["search", "mine.yaml", "--trials", "7" * 400], "--trials: must be a number"),
     (["search", "mine.yaml", "--hours", "-1"], "--hours: must be more than 0, not -1"),
     (["search", "mine.yaml", "--optimizer", "nomade"], "--optimizer: there is no optimizer nomade. Did you mean"),
     (["search", "mine.yaml", "--workers", "1.5"], "--workers: must be a whole number, not 1.5"),

@@ -81,6 +81,7 @@ def test_a_config_without_tasks_is_written_as_ever() -> None:
     ("      max_length: 5\n", ["line 11: data.tasks.rte.max_length: there is no such field. It belongs below data."]),
     ("      columns: {premise: [1]}\n", ["line 11: data.tasks.rte.columns: premise must be the name of a column"]),
     ("      labels: [no, yes]\n", ["line 11: data.tasks.rte.labels: must be fields of its own", "not ['no', 'yes']"]),
+    (f"      labels: {{{10**400}: yes}}\n", ["line 11: not YAML: an integer of more than 300 digits", "in quotes"]),
     ("    empty:\n", ["line 11: data.tasks.empty: must be fields of its own"]),
     ("    empty: {}\n", ["data.tasks.empty.train: missing; add `train:`"]),
     ("    train:\n      trian: a\n", ["line 12: data.tasks.train.trian: there is no such field. Did you mean train?"]),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from finemesh.tuning.data.rows import Row
+from finemesh.tuning.data.rows import Row, parsed
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Cells:
         value = self.value(field)
         if isinstance(value, str) and value.lstrip().startswith("["):
             try:
-                value = json.loads(value)
+                value = parsed(value)
             except json.JSONDecodeError as error:
                 raise self.row.error(f"field {self.columns[field]!r} holds malformed JSON: {error}") from None
         if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
@@ -60,10 +60,10 @@ class Cells:
 
 
 def written(value: Any) -> Any:
-    """Numbers and truths as text (1.0 as 1, True as true); all else as it is."""
+    """Numbers and truths as text (1.0 as 1, True as true); all else, numbers that no float holds too, as it is."""
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, int | float) and math.isfinite(value):
+    if as_number(value) is not None and not isinstance(value, str):
         return str(int(value)) if value == int(value) else str(value)
     return value
 
@@ -71,7 +71,7 @@ def written(value: Any) -> Any:
 def as_number(value: Any) -> float | None:
     try:
         number = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from finemesh.errors import InputError, NoSuchFile, nearest
 from finemesh.tuning.data.corpora import read_hub, read_package
-from finemesh.tuning.data.rows import Row
+from finemesh.tuning.data.rows import Row, parsed
 
 
 def read_rows(source: str, columns: Mapping[str, str | int] | None = None) -> list[Row]:
@@ -78,13 +78,10 @@ def _read_jsonl(content: bytes, source: str, wanted: list[str]) -> list[Row]:
         if not line.strip():
             continue
         try:
-            fields = json.loads(line)
+            fields = parsed(line)
         except json.JSONDecodeError as error:
             raise InputError(f"malformed JSON at character {error.pos + 1}: {error.msg}; "
                              "one JSON object a line is expected", file=source, line=number) from None
-        except RecursionError:
-            raise InputError("brackets within brackets, too many to read; one JSON object a line is expected", file=source,
-                             line=number) from None
         if isinstance(fields, list):
             raise InputError("a list, where one JSON object a line is expected; "
                              "name the file .json if it is one list of rows", file=source, line=number)
@@ -98,15 +95,12 @@ def _read_json(content: bytes, source: str, wanted: list[str]) -> list[Row]:
     if not text.strip():
         return []
     try:
-        document = json.loads(text)
+        document = parsed(text)
     except json.JSONDecodeError as error:
         if error.msg == "Extra data" and text.lstrip().startswith("{"):
             return _read_jsonl(content, source, wanted)
         raise InputError(f"malformed JSON at character {error.colno}: {error.msg}; a list of rows is expected, "
                          "[{...}, {...}]", file=source, line=error.lineno) from None
-    except RecursionError:
-        raise InputError("brackets within brackets, too many to read; a list of rows is expected, [{...}, {...}]",
-                         file=source) from None
     if isinstance(document, dict):
         lists = [value for value in document.values() if isinstance(value, list)]
         tables = [value for value in lists if value and isinstance(value[0], dict)]

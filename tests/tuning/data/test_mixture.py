@@ -49,6 +49,11 @@ def test_a_row_of_blank_fields_has_no_answer(tmp_path: Path) -> None:
     assert load_tasks({"a": task(tmp_path, "a", lines, labels={"0": "no", "1": "yes"})}).dropped == 1
 
 
+def test_a_number_that_no_float_holds_is_said_with_its_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"a\.jsonl, line 2: field 'label' must be text, but it is a number: 1000"):
+        load_tasks({"a": task(tmp_path, "a", [*rows(1, "a"), {"text": "x", "label": 10**400}])})
+
+
 def test_one_held_out_cluster_validates_and_tests(tmp_path: Path) -> None:
     tasks = {name: task(tmp_path, name, cluster="held" if name in "cd" else name) for name in "abcd"}
     splits = load_tasks(tasks, ["held"], 0.1, 0.3)
