@@ -9,7 +9,7 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -63,7 +63,7 @@ def init(
     with opened_output(as_json) as output:
         from finemesh.init import print_guess, write_config
 
-        columns = {field: str(name) for field, name in assigned("--column", column or [], "text=review").items()}
+        columns = assigned("--column", column or [], "text=review", read=str)
         output.show(write_config(data, out, columns=columns, force=force), print_guess)
 
 
@@ -248,13 +248,13 @@ def _tune_again(run: Path, number: Any) -> "Outcome":
     return api.tune_again(run, number)
 
 
-def assigned(option: str, texts: Sequence[str], example: str) -> dict[str, Any]:
-    """["rank=8", "learning_rate=2e-4"] as a dict."""
+def assigned(option: str, texts: Sequence[str], example: str, read: Callable[[str], Any] = scalar) -> dict[str, Any]:
+    """["rank=8", "learning_rate=2e-4"] as a dict; `read` makes the values."""
     values: dict[str, Any] = {}
     for text in texts:
-        name, equals, right = text.partition("=")
-        name, value = name.strip(), scalar(right.strip())
-        if not (name and equals) or value is None:
+        name, right = (part.strip() for part in text.partition("=")[::2])
+        value = read(right)
+        if not (name and right) or value is None:
             raise InputError(f"{option} {text}: must be a name and a value, such as {option} {example}")
         if name in values:
             raise InputError(f"{option} {text}: {name} is given twice; keep one of them")

@@ -72,9 +72,9 @@ def write_config(data: str, out: Path, *, columns: Mapping[str, str] | None = No
     splits = load(data, columns=columns)
     model = _model(splits.task)
     name = _stem(data) if out.stem == "finemesh" else out.stem
-    text = TEMPLATE.format(config=shlex.quote(str(out)), model=model, task=splits.task, train=_scalar(data),
-                           format=" ".join(splits.format.split()), out=_scalar(f"runs/{name}"),
-                           columns=f"  columns: {_flow(columns)}\n" if columns else "")
+    text = TEMPLATE.format(config=_comment(shlex.quote(str(out))), model=model, task=splits.task, train=_scalar(data),
+                           format=_comment(splits.format), out=_scalar(f"runs/{name}"),
+                           columns=f"  columns: {write_yaml(columns, flow=True)}" if columns else "")
     temporary = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         temporary.write_text(text, encoding="utf-8")
@@ -108,5 +108,6 @@ def _scalar(text: str) -> str:
     return write_yaml({"it": text}).removeprefix("it:").strip()
 
 
-def _flow(columns: Mapping[str, str]) -> str:
-    return "{" + ", ".join(f"{_scalar(field)}: {_scalar(column)}" for field, column in columns.items()) + "}"
+def _comment(text: str) -> str:
+    """In one line that YAML can hold."""
+    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))

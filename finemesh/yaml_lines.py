@@ -4,6 +4,7 @@ PyYAML follows YAML 1.1, where 1e-5 is text, 1:30 is ninety, 010 is eight and `n
 1.2's. PyYAML also keeps the last of two equal keys in silence; here that is an error.
 """
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,8 +99,9 @@ def read_yaml(path: Path) -> Document:
         loader.dispose()
 
 
-def write_yaml(values: Any) -> str:
-    return yaml.dump(values, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=1000)
+def write_yaml(values: Any, *, flow: bool = False) -> str:
+    """`flow`: in one line, with braces."""
+    return yaml.dump(values, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=math.inf, default_flow_style=flow)
 
 
 def _lines(node: yaml.Node, field: tuple[str, ...], path: Path) -> list[tuple[tuple[str, ...], int]]:

@@ -215,6 +215,7 @@ def test_errors_are_one_message(
     (["status", "."], "is not the folder of a run"),
     (["status", "nowhere"], "nowhere is not the folder of a run"),
     (["init", "train.jsonl", "--out", "mine.yaml"], "mine.yaml exists already"),
+    (["init", "train.jsonl", "--column", "text="], "--column text=: must be a name and a value"),
     (["init", "nowhere.jsonl"], "nowhere.jsonl: there is no such file"),
 ])
 def test_mistakes_end_with_2_and_one_message_and_write_nothing(

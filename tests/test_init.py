@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 
 from finemesh import init
+from finemesh.cli import main
 from finemesh.config import load_config
 from finemesh.errors import InputError
+from finemesh.tuning.data.files import read_rows
+from finemesh.tuning.data.formats import recognise
 
 ALPACA = [{"instruction": f"Add one to {n}.", "input": "", "output": str(n + 1)} for n in range(60)]
 
@@ -65,6 +68,17 @@ def test_unusual_columns_and_names_are_written_so_that_they_are_read_back(folder
     config = load_config("mine.yaml")
     assert (config.data.train, config.task, config.out) == (name, "classify", "runs/mine")
     assert config.data.columns == {"text": "what: it says", "label": "yes"}
+
+
+@pytest.mark.parametrize("name", ["review, full", "[it]", "{", "007", "true", "a\abell", "two\nlines", "a # b", "it's", '"it"',
+                                  "long " * 400 + "name"])
+def test_any_name_of_a_column_is_read_back(folder: Path, name: str) -> None:
+    Path("rows.jsonl").write_text("".join(json.dumps({name: f"text {n}", "grade": "yn"[n % 2]}) + "\n" for n in range(60)))
+    command = ["init", "rows.jsonl", "--column", f"text={name}", "--column", "label=grade"]
+    assert main(command) == 0
+    config = load_config("finemesh.yaml")
+    assert config.data.columns == {"text": name, "label": "grade"}
+    assert recognise(read_rows("rows.jsonl", config.data.columns), config.data.columns).columns == config.data.columns
 
 
 def test_nothing_is_written_over_without_force(folder: Path) -> None:

@@ -69,7 +69,13 @@ def _row(fields: Any, source: str, line: int, unit: str) -> Row:
     if not isinstance(fields, dict):
         raise InputError(f"{source}, {unit} {line}: {json.dumps(fields, ensure_ascii=False)[:60]} is not an object; "
                          'a row looks like {"prompt": "...", "completion": "..."}')
-    return Row(fields, source, line, unit)
+    row = Row(fields, source, line, unit)
+    try:
+        "".join(fields).encode()
+    except UnicodeEncodeError:
+        raise row.error(f"a name of its fields holds half of a surrogate pair, which is no text: {', '.join(map(ascii, fields))}; "
+                        "remove it") from None
+    return row
 
 
 def _read_jsonl(content: bytes, source: str, wanted: list[str]) -> list[Row]:

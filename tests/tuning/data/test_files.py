@@ -99,6 +99,7 @@ def test_hidden_byte_order_mark_in_a_table(tmp_path: Path) -> None:
     ("d.jsonl", '{"a": 1}\n{"a": \n', ["d.jsonl, line 2", "malformed JSON"]),
     ("d.jsonl", '{"a": 1}\n"text"\n', ["line 2", '"text" is not an object']),
     ("d.jsonl", '[{"a": 1}]\n', ["line 1", ".json"]),
+    ("d.jsonl", '{"a": 1}\n{"a \\ud800": 1}\n', ["line 2", "half of a surrogate pair", r"'a \ud800'"]),
     ("d.json", '[{"a": 1},\n {"a": }]', ["line 2", "malformed JSON"]),
     ("d.jsonl", '{"a": 1}\n' + "[" * 100_000, ["line 2", "brackets within brackets"]),
     ("d.json", "[" * 100_000, ["d.json", "brackets within brackets"]),
