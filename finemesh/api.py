@@ -131,7 +131,7 @@ def predict(folder: Path, data: str, task: str | None = None) -> Iterator[str]:
     if best is None:
         raise InputError(f"{folder} has no winner yet: {run.best} is written when its search ends")
     loaded = Task.read(run.task)
-    questions = read_asked(load_config(run.config), data, loaded.task, task)
+    questions = read_asked(load_config(run.config), data, loaded, task)
     yield from predictions(loaded, best["method"], best["hyperparameters"], run.best, questions)
 
 

@@ -27,13 +27,12 @@ from finemesh.tuning.data.examples import Example
 from finemesh.tuning.data.instructions import Template
 from finemesh.tuning.data.mixture import TaskSource, load_tasks
 from finemesh.tuning.data.questions import put_questions, read_instructions, read_questions
-from finemesh.tuning.data.split import NAMES, Splits, load, read_splits
+from finemesh.tuning.data.split import NAMES, Splits, load, read_split, read_splits
 from finemesh.tuning.kernels.decoder import FAMILIES, way_through
 from finemesh.tuning.machine import describe_machine, usable_cores
 from finemesh.tuning.methods import METHODS, Context
 from finemesh.tuning.models import (
     ModelSource,
-    TaskName,
     context_length,
     context_of,
     find_model,
@@ -73,11 +72,14 @@ def load_data(config: Config) -> Splits:
     return load_tasks(_tasks(data), data.held_out or (), float(data.validation), float(data.test))
 
 
-def read_asked(config: Config, data: str, task: TaskName, name: str | None) -> Sequence[Example]:
+def read_asked(config: Config, data: str, task: Task, name: str | None) -> Sequence[Example]:
     """The rows of a file as questions to the model of a run; with `name` as that one of data.tasks asks."""
     tasks = _tasks(config.data)
+    if name is None and tasks:
+        return read_instructions(data, tasks)
     if name is None:
-        return read_instructions(data, tasks) if tasks else read_questions(data, columns=config.data.columns, task=task)
+        trained = read_split(task.splits / "train.jsonl")[0]
+        return read_questions(data, columns=config.data.columns, task=task.task, trained=trained)
     if not tasks:
         raise InputError(f"--task {name}: there are no data.tasks in this run, whose rows are taken as they are: leave it out")
     if name not in tasks:

@@ -149,6 +149,9 @@ def test_a_classifier_on_an_encoder(places, tmp_path):
     labels = list(api.predict(tmp_path / "run", str(tmp_path / "new.jsonl")))
     assert len(labels) == 2
     assert set(labels) <= set(tiny.LABELS)
+    (tmp_path / "two.jsonl").write_text('{"text": "w0 w9", "text2": "w1"}\n')
+    with pytest.raises(InputError, match=r"two\.jsonl: its rows have two texts"):
+        list(api.predict(tmp_path / "run", str(tmp_path / "two.jsonl")))
     with pytest.raises(InputError, match=r"^--task sst2: there are no data\.tasks in this run"):
         list(api.predict(tmp_path / "run", str(tmp_path / "new.jsonl"), "sst2"))
 

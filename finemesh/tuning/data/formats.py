@@ -145,6 +145,15 @@ class Recognised:
         unused = f"; not used: {', '.join(self.unused)}" if self.unused else ""
         return f"{self.format.name} ({columns}), task {self.task}{unused}"
 
+    def refuse_unless(self, pairs: bool, file: str) -> None:
+        """InputError where the model learns from pairs of texts and these rows have one each, or the other way round."""
+        if pairs and "text2" not in self.columns:
+            raise InputError(f"its rows have one text ({self.columns['text']}), and those that are trained on have two: give "
+                             "the second one as well, under its name there", file=file)
+        if not pairs and "text2" in self.columns:
+            raise InputError(f"its rows have two texts ({self.columns['text']}, {self.columns['text2']}), and those that are "
+                             f"trained on have one: leave the column {self.columns['text2']} out", file=file)
+
     def examples(self, rows: Sequence[Row]) -> tuple[list[Example], int]:
         """The examples, and how many rows had no answer to learn. Where answers are asked for, every row asks."""
         examples: list[Example] = []

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from finemesh.errors import FieldError, InputError
 from finemesh.tuning.data.cells import Cells
-from finemesh.tuning.data.examples import Dialogue, Example, Turn
+from finemesh.tuning.data.examples import Dialogue, Example, Labelled, Turn
 from finemesh.tuning.data.files import read_rows
 from finemesh.tuning.data.formats import Recognised, Task, recognise
 from finemesh.tuning.data.mixture import TaskSource, columns_of
@@ -13,10 +13,13 @@ from finemesh.tuning.data.rows import Row
 
 
 def read_questions(source: str, *, columns: Mapping[str, str | int] | None = None,
-                   task: Task | None = None) -> list[Example]:
-    """The rows of `source` in order."""
+                   task: Task | None = None, trained: Example | None = None) -> list[Example]:
+    """The rows of `source` in order; with as many texts as a row has that was `trained` on, where it is given."""
     rows = read_rows(source, columns)
-    return recognise(rows, columns, task, answered=False).examples(rows)[0]
+    recognised = recognise(rows, columns, task, answered=False)
+    if isinstance(trained, Labelled):
+        recognised.refuse_unless(trained.text2 is not None, source)
+    return recognised.examples(rows)[0]
 
 
 def read_instructions(source: str, tasks: Mapping[str, TaskSource]) -> list[Example]:

@@ -125,6 +125,9 @@ def load(train: str, validation: float | str = 0.1, test: float | str = 0.1, *,
     given = {name: _read(name, value, columns or {}, task) for name, value in wanted.items() if isinstance(value, str)}
     shares = {name: value for name, value in wanted.items() if not isinstance(value, str)}
     sources = [source, *given.values()]
+    for other in given.values():
+        if task != "instruct":
+            other.recognised.refuse_unless("text2" in source.recognised.columns, other.name)
     _refuse_shared_rows(sources)
     labels = _labels(*sources) if task == "classify" else ()
     parts = split(source.examples, shares, train) | {name: list(other.examples) for name, other in given.items()}

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from finemesh.errors import InputError
+from finemesh.tuning.data.examples import Labelled
 from finemesh.tuning.data.instructions import Template
 from finemesh.tuning.data.mixture import TaskSource
 from finemesh.tuning.data.questions import put_questions, read_instructions, read_questions
@@ -31,6 +32,18 @@ def test_questions_are_all_read_in_order(tmp_path: Path) -> None:
     source = file(tmp_path, "q.tsv", ["prompt", "a", "b", "a"])
     assert [example.prompt for example in read_questions(source)] == ["a", "b", "a"]
     assert [example.prompt for example in read_instructions(source, TASKS)] == ["a", "b", "a"]
+
+
+@pytest.mark.parametrize(("lines", "second", "words"), [
+    (["premise", "a"], "b", r"q\.tsv: its rows have one text \(premise\), .* have two: give the second one"),
+    (["premise\thypothesis", "a\tb"], None, r"q\.tsv: .* two texts .* have one: leave the column hypothesis out"),
+])
+def test_rows_have_as_many_texts_as_those_trained_on(tmp_path: Path, lines: list[str], second: str | None, words: str) -> None:
+    source = file(tmp_path, "q.tsv", lines)
+    with pytest.raises(InputError, match=words):
+        read_questions(source, task="classify", trained=Labelled("a", second, "x"))
+    other = Labelled("a", None if second else "b", "x")
+    assert len(read_questions(source, task="classify", trained=other)) == 1
 
 
 @pytest.mark.parametrize(("lines", "texts"), [

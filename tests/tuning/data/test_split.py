@@ -197,6 +197,7 @@ def test_labels_are_sorted_as_numbers_where_they_are_numbers(tmp_path: Path) -> 
     ([{"text": f"t{i}", "label": "x"} for i in range(9)], None, ["every row has the label 'x'", "at least two labels"]),
     (labels(9), [{"text": "u", "label": "yess"}],
      ["v.jsonl, line 1", "'yess' is none of those in", "Did you mean yes?"]),
+    (labels(9), [{"text": "u", "text2": "w", "label": "yes"}], ["v.jsonl: its rows have two texts (text, text2)", "have one"]),
     ([{"prompt": "p", "completion": ""}], None, ["none of its 1 rows has an answer"]),
 ])
 def test_what_is_wrong_is_said(tmp_path: Path, rows: list[dict], given: list[dict] | None, words: list[str]) -> None:
