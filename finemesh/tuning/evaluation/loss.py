@@ -246,5 +246,5 @@ def _metrics(task: TaskName, rows: Sequence[Encoded], outputs: dict[int, list[fl
     truth = [row.label for row in rows]
     predicted = [outputs[i] for i in range(len(rows))]
     if task == "classify":
-        return classification_metrics(truth, [max(range(len(o)), key=o.__getitem__) for o in predicted])
+        return classification_metrics(truth, [max(range(len(o)), key=o.__getitem__) for o in predicted], len(predicted[0]))
     return regression_metrics(truth, [o[0] for o in predicted])

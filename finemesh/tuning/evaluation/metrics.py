@@ -8,14 +8,14 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 
-def classification_metrics(truth: Sequence[Any], predicted: Sequence[int]) -> dict[str, float]:
-    """`f1` is of class 1 where there are two classes (as GLUE has it), else the macro mean."""
-    classes = sorted(set(truth) | set(predicted))
-    binary = set(classes) <= {0, 1}
+def classification_metrics(truth: Sequence[Any], predicted: Sequence[int], classes: int) -> dict[str, float]:
+    """`f1` is of class 1 where the task has two classes (as GLUE has it), else the mean over all of them: one that does not
+    occur counts 0, so that two models are measured by the same thing."""
+    average = {"average": "binary"} if classes == 2 else {"average": "macro", "labels": range(classes)}
     return {
         "accuracy": float(accuracy_score(truth, predicted)),
-        "f1": float(f1_score(truth, predicted, average="binary" if binary else "macro", zero_division=0.0)),
-        "matthews": float(matthews_corrcoef(truth, predicted)) if len(classes) > 1 else 0.0,
+        "f1": float(f1_score(truth, predicted, zero_division=0.0, **average)),
+        "matthews": float(matthews_corrcoef(truth, predicted)) if len({*truth, *predicted}) > 1 else 0.0,
     }
 
 

@@ -4,14 +4,19 @@ from finemesh.tuning.evaluation.metrics import classification_metrics, regressio
 
 
 def test_two_classes_by_hand():
-    scores = classification_metrics([0, 0, 1, 1, 1], [0, 1, 1, 1, 0])  # tp 2, fp 1, fn 1, tn 1
+    scores = classification_metrics([0, 0, 1, 1, 1], [0, 1, 1, 1, 0], 2)  # tp 2, fp 1, fn 1, tn 1
     assert scores["accuracy"] == pytest.approx(0.6)
     assert scores["f1"] == pytest.approx(2 / 3)
     assert scores["matthews"] == pytest.approx((2 * 1 - 1 * 1) / (3 * 3 * 2 * 2) ** 0.5)
 
 
 def test_more_classes_take_the_macro_mean():
-    assert classification_metrics([0, 1, 2], [0, 1, 1])["f1"] == pytest.approx((1 + 2 / 3 + 0) / 3)
+    assert classification_metrics([0, 1, 2], [0, 1, 1], 3)["f1"] == pytest.approx((1 + 2 / 3 + 0) / 3)
+
+
+@pytest.mark.parametrize(("predicted", "f1"), [([0, 1, 1, 0], 2 / 3), ([0, 1, 0, 1], 1 / 3), ([0, 1, 0, 2], 7 / 18)])
+def test_which_classes_occur_does_not_change_what_f1_is(predicted, f1):
+    assert classification_metrics([0, 1, 1, 0], predicted, 3)["f1"] == pytest.approx(f1)
 
 
 def test_correlations():
