@@ -14,6 +14,7 @@ from finemesh.tuning.data.files import no_header
 from finemesh.tuning.data.rows import Row
 
 Task = Literal["instruct", "classify", "regress"]
+LARGEST = 1e15  # of a label to regress: its square, and that of its gradient, is a float32
 MOST_CLASSES = 20  # more distinct numbers than this are taken for something to regress
 
 ROLES: dict[str, Literal["system", "user", "assistant"]] = {
@@ -97,6 +98,9 @@ def _label(cells: Cells, task: Task) -> str | float:
         if number is None:
             raise cells.row.error(f"the label {shown(value)} in {column!r} is not a number, which task: regress needs; "
                                   "for classes give task: classify")
+        if abs(number) > LARGEST:
+            raise cells.row.error(f"the label {shown(value)} in {column!r} is too large to regress; divide the labels, so that "
+                                  f"all lie within {LARGEST:g}")
         return number
     label = cells.written("label").strip()
     if not label:

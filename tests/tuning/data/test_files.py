@@ -104,7 +104,7 @@ def test_hidden_byte_order_mark_in_a_table(tmp_path: Path) -> None:
     ("d.jsonl", '{"a": 1}\n' + "[" * 100_000, ["line 2", "brackets within brackets"]),
     ("d.json", "[" * 100_000, ["d.json", "brackets within brackets"]),
     ("d.jsonl", '{"a": 1}\n{"a": ' + "7" * 5000 + "}\n", ["line 2", "character 7: an integer of more than 4300 digits"]),
-    ("d.json", '[{"a": 1},\n {"a": ' + "7" * 5000 + "}]", ["line 2", "an integer of more than 4300 digits", "write it as text"]),
+    ("d.json", '[{"a": 1},\n {"a": ' + "7" * 5000 + "}]", ["line 2", "of more than 4300 digits", "write it as text"]),
     ("d.json", '{"a": "b"}', ["a list of rows is expected"]),
     ("d.json", '[{"a": 1}, 3]', ["row 2", "3 is not an object"]),
     ("d.csv", 'text,label\n"one" more,x\n', ["line 2", "malformed CSV"]),

@@ -200,6 +200,8 @@ def test_a_row_that_asks_nothing() -> None:
     ([{"text": "a", "label": "1"}, {"text": "a", "label": "x"}], {"task": "regress"},
      ["line 2", 'the label "x" in \'label\' is not a number', "task: classify"]),
     ([{"text": "a", "label": float("nan")}], {"task": "regress"}, ["line 1", "not a number"]),
+    ([{"text": "a", "label": 1.5}, {"text": "a", "label": -1e22}], {},
+     ["line 2", "the label -1e+22 in 'label' is too large to regress; divide the labels"]),
     ([{"text": "a", "label": True}], {"task": "regress"}, ["line 1", "the label true"]),
     ([{"text": "a", "label": ["x"]}], {"task": "classify"}, ["line 1", "'label' must be text, but it is a list"]),
     ([{"text": "a", "label": " "}], {}, ["line 1", "the label in 'label' is empty"]),

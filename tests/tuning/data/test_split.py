@@ -175,7 +175,7 @@ def test_rows_that_differ_in_line_ends_or_outer_whitespace_are_equal(tmp_path: P
     rows = [{"prompt": f"a\np{i}", "completion": f"c{i}"} for i in range(40)]
     splits = load(write(tmp_path, "both.jsonl", rows + spaced(40)))
     assert (splits.duplicates, sum(len(splits[name]) for name in NAMES)) == (40, 40)
-    with pytest.raises(InputError, match=r"5 rows are also in .* line 1 equals .* line 1, but for line ends or outer whitespace"):
+    with pytest.raises(InputError, match=r"5 rows are also in .* line 1 equals .* line 1, but for line ends or outer"):
         load(write(tmp_path, "train.jsonl", rows), 0.1, write(tmp_path, "test.jsonl", spaced(5)))
     others = load(write(tmp_path, "others.jsonl", rows + [row | {"completion": "else"} for row in spaced(40)]), 0.2, 0.2)
     questions = [{" ".join(example.prompt.split()) for example in others[name]} for name in NAMES]
