@@ -1,7 +1,7 @@
 """The commands: parse, call finemesh.api, print. What they do is there; how a search is shown, in results/.
 
 Standard output carries the result alone (with --json one document), standard error all else. Exit status: 0 done, 2 the
-input is wrong, 130 interrupted, 1 anything else. finemesh.api brings torch, so it is imported by the commands.
+input is wrong, 130 interrupted, 1 anything else, as a run that failed. finemesh.api brings torch, so it is imported by the commands.
 """
 
 import contextlib
@@ -120,6 +120,8 @@ def tune(
         from finemesh.tables import print_outcome
 
         output.show(outcome.to_json(), print_outcome)
+        if outcome.state == "failed":
+            raise typer.Exit(1)
 
 
 @app.command()
@@ -150,7 +152,10 @@ def check(config: ConfigFile, as_json: Json = False, debug: Debug = False) -> No
         settings = load_config(config)
         from finemesh import api
 
-        output.show(api.check(settings, lambda text: print(text, file=sys.stderr, flush=True)), print_check)
+        found = api.check(settings, lambda text: print(text, file=sys.stderr, flush=True))
+        output.show(found, print_check)
+        if not found["methods"]:  # none ran; the warnings say why
+            raise typer.Exit(1)
 
 
 @app.command()

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,6 +21,7 @@ LEAST = "model: some/model\ndata:\n  train: train.jsonl\n"
 OUTCOME = Outcome(0, "complete", "lora", {"rank": 8, "learning_rate": 2e-4}, seed=0, steps=20, validation_loss=1.84,
                   scored_tokens=500, trained_tokens=4000, seconds=41.0, peak_memory_mb=310.0,
                   trainable_parameters=2_442_240, adapter_mb=9.8)
+LORA = {"trial_seconds": 100.0, "peak_memory_mb": 812.5, "trainable_parameters": 2_442_240, "adapter_mb": 9.82}
 
 
 @pytest.fixture
@@ -92,6 +94,16 @@ def test_tune_with_settings(folder: Path, fake: Fake, capsys: Captured) -> None:
     assert json.loads(capsys.readouterr().out)["validation_loss"] == 1.84
 
 
+@pytest.mark.parametrize("options", [["--method", "lora"], ["--trial", "7"]])
+def test_a_run_that_fails_is_printed_and_ends_with_1(folder: Path, fake: Fake, capsys: Captured, options: list[str]) -> None:
+    failed = replace(OUTCOME, state="failed", error="the training loss is inf")
+    fake(tune=failed, tune_again=failed)
+    assert main(["tune", "mine.yaml", *options, "--json"]) == 1
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["error"] == "the training loss is inf"
+    assert "Error" not in printed.err
+
+
 def test_tune_a_trial_again(folder: Path, fake: Fake, capsys: Captured) -> None:
     calls = fake(tune_again=OUTCOME)
     assert main(["tune", "runs/mine", "--trial", "7"]) == 0
@@ -112,10 +124,9 @@ def test_predict_prints_a_line_a_row(folder: Path, fake: Fake, capsys: Captured)
 
 
 def test_check(folder: Path, fake: Fake, capsys: Captured) -> None:
-    lora = {"trial_seconds": 100.0, "peak_memory_mb": 812.5, "trainable_parameters": 2_442_240, "adapter_mb": 9.82}
     found = {"task": "instruct", "format": "Alpaca (output)", "rows": {"train": 8000, "test": 10}, "duplicates": 3,
              "dropped": 0, "model": "some/model", "precision": "bf16", "epochs_a_trial": 2.37, "base_memory_mb": 824.0,
-             "methods": {"lora": lora}, "search_seconds": 7300, "warnings": ["few rows"]}
+             "methods": {"lora": LORA}, "search_seconds": 7300, "warnings": ["few rows"]}
     fake(check=found)
     assert main(["check", "mine.yaml"]) == 0
     text = capsys.readouterr().out
@@ -123,6 +134,9 @@ def test_check(folder: Path, fake: Fake, capsys: Captured) -> None:
         assert part in text
     assert main(["check", "mine.yaml", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == found
+    fake(check={**found, "methods": {}, "warnings": ["lora: out of memory"]})
+    assert main(["check", "mine.yaml"]) == 1
+    assert "Warning: lora: out of memory" in capsys.readouterr().out
 
 
 def test_check_shows_a_mixture(folder: Path, fake: Fake, capsys: Captured) -> None:
@@ -131,7 +145,7 @@ def test_check_shows_a_mixture(folder: Path, fake: Fake, capsys: Captured) -> No
              "rte": {"cluster": "entailment", "rows": {"train": 0, "validation": 49, "test": 51}}}
     fake(check={"task": "instruct", "format": "instructions", "rows": {"train": 400, "validation": 49, "test": 51},
                 "tasks": tasks, "duplicates": 0, "dropped": 0, "model": "some/model", "precision": "bf16",
-                "epochs_a_trial": 2.37, "base_memory_mb": 824.0, "methods": {}, "search_seconds": 60, "warnings": []})
+                "epochs_a_trial": 2.37, "base_memory_mb": 824.0, "methods": {"lora": LORA}, "search_seconds": 60, "warnings": []})
     assert main(["check", "mine.yaml"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["sst2", "sentiment", "300", "(75", "%)", "0", "0"] in lines
