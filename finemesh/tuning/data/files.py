@@ -4,6 +4,7 @@ Everything that is wrong with a file is said here with its line; what the fields
 A new kind of file is an entry of READERS.
 """
 
+import contextlib
 import csv
 import io
 import json
@@ -120,8 +121,15 @@ def _read_json(content: bytes, source: str, wanted: list[str]) -> list[Row]:
 
 
 def _read_csv(content: bytes, source: str, wanted: list[str]) -> list[Row]:
+    """Separated by what divides all records into as many fields; where nothing does, by what the first line has."""
     text = _text(content, source)
-    first = text.split("\n", 1)[0]
+    for delimiter in (",", ";"):
+        with contextlib.suppress(csv.Error):
+            records = _records(text, delimiter)
+            counts = {len(fields) for _, fields in records}
+            if len(counts) == 1 and max(counts) > 1:
+                return _table(records, source, wanted)
+    first = re.sub('"[^"]*"', "", text.split("\n", 1)[0])
     try:
         return _table(_records(text, ";" if ";" in first and "," not in first else ","), source, wanted)
     except csv.Error as error:

@@ -57,6 +57,15 @@ def test_csv(tmp_path: Path, content: str) -> None:
     assert rows[0].fields["text"].replace("\r", "") == 'one, "two"\nthree'
 
 
+@pytest.mark.parametrize(("content", "first"), [
+    ("good, really;1\nbad;0\n", {"0": "good, really", "1": "1"}),
+    ('"a, b";1\n"c, d";0\n', {"0": "a, b", "1": "1"}),
+    ("good; really,1\nbad,0\n", {"0": "good; really", "1": "1"}),
+])
+def test_a_csv_is_separated_by_what_divides_all_its_records_alike(tmp_path: Path, content: str, first: dict[str, str]) -> None:
+    assert fields(write(tmp_path, "d.csv", content), columns={"text": 0})[0] == first
+
+
 @pytest.mark.parametrize("name", ["d.csv", "d.tsv"])
 def test_a_row_of_blank_fields_is_one_but_above_the_header(tmp_path: Path, name: str) -> None:
     rows = read_rows(write(tmp_path, name, ",\ntext,label\na,x\n,\n\n".replace(",", "," if name == "d.csv" else "\t")))
@@ -109,6 +118,7 @@ def test_hidden_byte_order_mark_in_a_table(tmp_path: Path) -> None:
     ("d.json", '[{"a": 1}, 3]', ["row 2", "3 is not an object"]),
     ("d.csv", 'text,label\n"one" more,x\n', ["line 2", "malformed CSV"]),
     ("d.csv", 'text,label\na,x\n"never closed,x\n', ["line 3", "malformed CSV"]),
+    ("d.csv", '"text, whole";label\na;x\nb;c;x\n', ["line 3", "3 fields", "(text, whole, label)"]),
     ("d.csv", "text,label\na,x\nb,c,x\n", ["line 3", "3 fields", "(text, label)"]),
     ("d.tsv", "text\tlabel\nb\n", ["line 2", "1 fields"]),
     ("d.csv", "good,good,1\nbad,bad,0\n", ["line 1", "'good' twice", "data.columns: {label: 1, text: 3}"]),
