@@ -8,6 +8,7 @@ import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from heapq import nlargest
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ from finemesh.tuning.models import (
 from finemesh.tuning.precision import measure_precision
 from finemesh.tuning.task import Task
 
-LOOKED_AT = 200  # training rows, to see whether a method's settings fit them
+LOOKED_AT = 200  # training rows, and as many of the longest texts, to see whether a method's settings fit them
 
 
 @dataclass(frozen=True)
@@ -164,9 +165,13 @@ class _Fit:
         with config.placed():
             model, tokenizer = load_skeleton(source, splits.task, labels=splits.labels), load_tokenizer(source)
         length = config.data.max_length
-        pairs, _ = encode_all(splits.train[:LOOKED_AT], tokenizer, length, splits.task, labels=splits.labels)
+        every = [example for name in NAMES for example in splits[name]]
+        long = nlargest(LOOKED_AT, every, key=lambda example: len(example.prompt) + len(example.answer))
+        pairs, longest = (encode_all(some, tokenizer, length, splits.task, labels=splits.labels)[0]
+                          for some in (splits.train[:LOOKED_AT], long))
         return _Fit(model, Context(splits.task, tokenizer, [example for example, _ in pairs], [row for _, row in pairs],
-                                   length, context_length(model.config), config.search.seed))
+                                   length, context_length(model.config), config.search.seed,
+                                   max(len(row.input_ids) for _, row in longest)))
 
     def reason(self, method: str) -> str | None:
         """Why the method does not fit at all: for its kind, or because even its smallest settings are too much."""

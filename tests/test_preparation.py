@@ -48,10 +48,14 @@ def refused(capsys: Captured, *command: str | Path) -> str:
      "line 7: search.precision: int8 is for causal models of the types Llama, Mistral, Qwen2, and BertForSequence"),
     *(("causal", "pairs", 32, f"{method}: {{length: 9000}}", f"line 6: methods.{method}.length: 9000 cannot be used here")
       for method in ("prefix", "prompt", "p_tuning", "p_tuning_v2")),
+    *(("encoder", "late", 64, f"{method}: {{length: 65}}", "with the longest row (64 tokens) it takes 129 positions")
+      for method in ("prefix", "prompt", "p_tuning", "p_tuning_v2")),
 ])
 def test_what_does_not_fit_is_refused_before_anything_is_spent(
         places: Path, tmp_path: Path, capsys: Captured, model: str, data: str, length: int, methods: str, words: str) -> None:
     (places / "long.jsonl").write_text("".join(json.dumps({"text": f"w1 w{i} " * 80, "label": i % 2}) + "\n" for i in range(9)))
+    late = [{"text": f"w1 w{i} " * (40 if i == 299 else 1), "label": i % 2} for i in range(300)]
+    (places / "late.jsonl").write_text("".join(json.dumps(row) + "\n" for row in late))
     file = tmp_path / "mine.yaml"
     file.write_text(CONFIG.format(model=places / model, data=places / data, length=length, methods=methods,
                                   out=tmp_path / "run"))

@@ -33,6 +33,7 @@ from transformers import (
 from finemesh.tuning.data.batches import encode
 from finemesh.tuning.data.examples import Dialogue, Labelled, Turn
 from finemesh.tuning.methods import Context
+from finemesh.tuning.models import context_length
 
 WORDS = [f"w{i}" for i in range(24)]
 SPECIAL = ["<pad>", "</s>", "<unk>", "<user>", "<assistant>"]
@@ -146,4 +147,5 @@ def case(kind: str, task: str) -> tuple[PreTrainedModel, Context]:
         model, examples = classifier(kind, 2 if task == "classify" else 1), labelled() if task == "classify" else measured()
     rows = [encode(e, words, 64, task, labels=LABELS if task == "classify" else ()) for e in examples]
     assert all(row is not None for row in rows)
-    return model, Context(task, words, examples, rows, 64, 128, 0)
+    longest = max(len(row.input_ids) for row in rows)
+    return model, Context(task, words, examples, rows, 64, context_length(model.config), 0, longest)

@@ -69,7 +69,7 @@ class Blackbox:
             return
         self.accelerator = Accelerator(mixed_precision=task.precision.mixed_precision)
         self.device = self.accelerator.device
-        assert self.train.rows  # read now, so that it is not the first trial's memory
+        assert self.longest  # all rows are read now, so that they are not the first trial's memory
         self.base_validation_loss = self._evaluate(self.model, self.validation.rows).loss
         with PeakMemory() as memory:
             self.base_memory_mb = memory.base_mb
@@ -93,6 +93,11 @@ class Blackbox:
     @cached_property
     def test(self) -> Split:
         return self._split("test")
+
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest row of all splits."""
+        return max(len(row.input_ids) for split in (self.train, self.validation, self.test) for row in split.rows)
 
     @cached_property
     def exact_model(self) -> PreTrainedModel:
@@ -250,7 +255,7 @@ class Blackbox:
     def context(self, seed: int) -> Context:
         """What methods may look at."""
         return Context(self.task.task, self.tokenizer, self.train.examples, self.train.rows, self.task.max_length,
-                       context_length((self._model or self.exact_model).config), seed)
+                       context_length((self._model or self.exact_model).config), seed, self.longest)
 
     def shown(self) -> Context:
         """The context without training rows, in which a saved adapter shapes its input."""

@@ -14,7 +14,8 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 from finemesh.tuning.data.batches import Encoded
-from finemesh.tuning.evaluation.loss import evaluate
+from finemesh.tuning.evaluation.generation import answers
+from finemesh.tuning.evaluation.loss import evaluate, predict_outputs
 from finemesh.tuning.kernels.sparse import SparseLinear
 from finemesh.tuning.methods import METHODS, Context, Method
 from finemesh.tuning.methods.lora import Lora
@@ -173,6 +174,29 @@ def test_half_the_steps_then_the_rest_is_the_whole(method, tmp_path):
     expected = {line.step: (line.train_loss, line.learning_rate, line.trained_tokens) for line in reference.curve}
     assert {line.step: (line.train_loss, line.learning_rate, line.trained_tokens) for line in continued.curve} == expected
     assert [json.loads(text)["step"] for text in (tmp_path / "cut/curve.jsonl").read_text().splitlines()] == list(expected)
+
+
+@pytest.mark.parametrize(("name", "changes"), [
+    *((name, {}) for name, method in METHODS.items() if "length" in method.space),
+    *(("p_tuning", {"placement": place}) for place in ("after", "around"))])
+@pytest.mark.parametrize(("kind", "task"), [("gpt2", "instruct"), ("gpt2", "classify"), ("bert", "classify"),
+                                            ("roberta", "classify")])
+def test_what_is_asked_leaves_room_for_vectors(name: str, kind: str, task: str, changes: dict[str, str]) -> None:
+    method = METHODS[name]
+    model, context = tiny.case(kind, task)
+    if method.unfit(model, task):
+        pytest.skip(f"{name} does not do task: {task}")
+    point = {**settings(method), **changes, "length": 20}
+    tuned = method.prepare(model, point, context).eval()
+    whole = Encoded([*range(5, 29)] * 5, [False] * 120, token_type_ids=[0] * 120 if kind == "bert" else None)
+    [row] = method.shape(tuned, context.train[:1], [whole], point, context, training=False)
+    room = context.context_length - 20
+    kept = whole.input_ids[-room:] if task == "instruct" else whole.input_ids[:room - 1] + whole.input_ids[-1:]
+    assert [token for token in row.input_ids if token < tiny.VOCABULARY] == kept
+    if task == "instruct":
+        answers(tuned, context.tokenizer, [row])
+    else:
+        predict_outputs(tuned, [row], 0)
 
 
 @pytest.mark.parametrize("method", [pytest.param(m, id=m.name) for m in METHODS.values()])

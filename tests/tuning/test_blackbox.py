@@ -1,6 +1,7 @@
 """One worker's blackbox on a tiny model: what a trial can do wrong costs only itself."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from finemesh.trial import Hurdle, Job, read_outcome
 from finemesh.tuning import blackbox as module
 from finemesh.tuning.blackbox import Blackbox
+from finemesh.tuning.data.examples import Dialogue, Turn
 from finemesh.tuning.data.split import Splits
 from finemesh.tuning.methods import METHODS
 from finemesh.tuning.models import ModelSource
@@ -177,6 +179,18 @@ def test_met_constraints_are_told_with_their_slack(box, tmp_path):
     assert outcome.state == "complete"
     assert outcome.constraints["trainable_parameters"] == outcome.trainable_parameters - 1e6
     assert outcome.constraints["seconds"] < 0
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_vectors_leave_room_for_the_longest_row_of_any_split(task, tmp_path, split):
+    shutil.copytree(task.splits, tmp_path / "splits")
+    long = Dialogue((Turn("user", "w1 " * 56), Turn("assistant", "w2")))
+    with open(tmp_path / f"splits/{split}.jsonl", "a") as file:
+        file.write(json.dumps(long.to_json()) + "\n")
+    box = Blackbox(replace(task, splits=tmp_path / "splits"))
+    outcome = box.tune(job(tmp_path / "trial", method="prompt", hyperparameters=METHODS["prompt"].reference | {"length": 69}))
+    assert outcome.state == "infeasible"
+    assert "with the longest row (61 tokens) it takes 130 positions" in outcome.error
 
 
 def test_a_method_that_does_not_fit_is_failed_with_the_reason(box, tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ The defaults below suit a method that trains some parameters by AdamW; the other
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,7 +31,7 @@ PEFT_TASKS: dict[str, TaskType] = {
 
 @dataclass(frozen=True)
 class Context:
-    """What a method may look at: never the validation or test rows.
+    """What a method may look at: never the validation or test rows, but for how long they are.
 
     `refuses` may be shown a part of the training rows, and `shape` none.
     """
@@ -43,6 +43,7 @@ class Context:
     max_length: int
     context_length: int  # tokens that the model can take
     seed: int
+    longest: int = 0  # tokens of the longest row of all splits; for `refuses`
 
 
 class Method:
@@ -181,17 +182,32 @@ class PromptMethod(PeftMethod):
 
     def refuses(self, model: PreTrainedModel, point: Point, context: Context) -> str | None:
         length, room = int(point["length"]), context.context_length
-        longest = max(len(row.input_ids) for row in context.encoded)
+        longest = context.longest
         if length + longest <= room:
             return None
         mend = f"a length of at most {room - longest}" if longest < room else f"a data.max_length below {room - length}"
         return (f"a length of {length} is longer than the context allows: with the longest row ({longest} tokens) it takes "
                 f"{length + longest} positions, and the model has {room}; give {mend}")
 
+    def shape(self, tuned: nn.Module, examples: Sequence[Example], encoded: Sequence[Encoded], point: Point,
+              context: Context, *, training: bool) -> Sequence[Encoded]:
+        return [cut(row, context.context_length - int(point["length"]), context.task) for row in encoded]
+
     def remove(self, tuned: nn.Module) -> PreTrainedModel:
         assert isinstance(tuned, PeftModel)
         model: Any = tuned.get_base_model()
         return as_it_was(model, frozen_heads(model))
+
+
+def cut(row: Encoded, room: int, task: TaskName) -> Encoded:
+    """At most `room` tokens: a question loses its beginning, a text its end, but for the token that closes it."""
+    places = range(len(row.input_ids))
+    if len(places) <= room:
+        return row
+    kept = places[-room:] if task == "instruct" else [*places[:room - 1], places[-1]]
+    types = row.token_type_ids
+    return replace(row, input_ids=[row.input_ids[i] for i in kept], scored=[row.scored[i] for i in kept],
+                   token_type_ids=None if types is None else [types[i] for i in kept])
 
 
 def sizes(model: PreTrainedModel) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Instruction prompt tuning: trained vectors, then an instruction and demonstrations in words, then the input; only the
 vectors are trained. Singhal et al. (Med-PaLM), arXiv 2212.13138."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from finemesh.hyperparameter import choice, integer, real
+from finemesh.tuning.data.batches import Encoded
+from finemesh.tuning.data.examples import Example
 from finemesh.tuning.methods.base import PEFT_TASKS, Context, Point, PromptMethod, trained
 from finemesh.tuning.methods.prompting import CHOSEN, INSTRUCTION, Prompting
 
@@ -33,6 +36,14 @@ class InstructionPrompt(Prompting, PromptMethod):
 
     def vectors(self, point: Point) -> int:
         return int(point["length"])
+
+    def refuses(self, model: PreTrainedModel, point: Point, context: Context) -> str | None:
+        return super().refuses(model, point, context) or PromptMethod.refuses(self, model, point, context)
+
+    def shape(self, tuned: Any, examples: Sequence[Example], encoded: Sequence[Encoded], point: Point, context: Context,
+              *, training: bool) -> Sequence[Encoded]:
+        rows = PromptMethod.shape(self, tuned, examples, encoded, point, context, training=training)
+        return super().shape(tuned, examples, rows, point, context, training=training)
 
     def configuration(self, model: PreTrainedModel, point: Point, context: Context) -> PeftConfig:
         return PromptTuningConfig(task_type=PEFT_TASKS[context.task], num_virtual_tokens=self.vectors(point),

@@ -65,6 +65,7 @@ class PTuning(PromptMethod):
 
     def shape(self, tuned: nn.Module, examples: Sequence[Example], encoded: Sequence[Encoded], point: Point,
               context: Context, *, training: bool) -> Sequence[Encoded]:
+        encoded = super().shape(tuned, examples, encoded, point, context, training=training)
         if point["placement"] == "before":
             return encoded
         length = int(point["length"])

@@ -34,7 +34,8 @@ def context_of(examples: list[Dialogue], *, chat: bool = True, max_length: int =
     words = tiny.tokenizer(chat)
     rows = [encode(example, words, max_length, "instruct") for example in examples]
     assert all(row is not None for row in rows)
-    return Context("instruct", words, examples, rows, max_length, context_length, seed)
+    longest = max(len(row.input_ids) for row in rows)
+    return Context("instruct", words, examples, rows, max_length, context_length, seed, longest)
 
 
 def shown(context: Context, point: dict, examples=None, rows=None):
