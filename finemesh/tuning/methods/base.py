@@ -211,10 +211,13 @@ def cut(row: Encoded, room: int, task: TaskName) -> Encoded:
 
 
 def sizes(model: PreTrainedModel) -> dict[str, Any]:
-    """What a configuration of PEFT's prompt learning must know, whatever the model's own configuration calls it."""
-    config = model.config
-    return {"token_dim": config.hidden_size, "num_layers": config.num_hidden_layers,
-            "num_attention_heads": config.num_attention_heads}
+    """What a configuration of PEFT's vectors before the input must know, whatever the model's own calls it.
+
+    They are as wide as the embedding, which may be narrower than the layers; models without attention have no heads.
+    """
+    words: Any = model.get_input_embeddings()
+    return {"token_dim": words.weight.shape[1], "num_layers": model.config.num_hidden_layers,
+            "num_attention_heads": getattr(model.config, "num_attention_heads", 1)}
 
 
 def frozen_heads(model: nn.Module) -> dict[str, nn.Module]:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from finemesh.hyperparameter import choice, integer, real
 from finemesh.tuning.data.batches import Encoded
 from finemesh.tuning.data.examples import Example
-from finemesh.tuning.methods.base import PEFT_TASKS, Context, Point, PromptMethod, trained
+from finemesh.tuning.methods.base import PEFT_TASKS, Context, Point, PromptMethod, sizes, trained
 from finemesh.tuning.methods.prompting import CHOSEN, INSTRUCTION, Prompting
 
 SPREAD = 0.5  # the vectors start uniform in [-0.5, 0.5]
@@ -47,7 +47,7 @@ class InstructionPrompt(Prompting, PromptMethod):
 
     def configuration(self, model: PreTrainedModel, point: Point, context: Context) -> PeftConfig:
         return PromptTuningConfig(task_type=PEFT_TASKS[context.task], num_virtual_tokens=self.vectors(point),
-                                  prompt_tuning_init=PromptTuningInit.RANDOM)
+                                  **sizes(model), prompt_tuning_init=PromptTuningInit.RANDOM)
 
     def trainable(self, model: PreTrainedModel, point: Point, context: Context) -> int:
         return trained(super().prepare(model, point, context))
