@@ -98,6 +98,13 @@ def _body_states(probe: Probe, batch: Batch, task: TaskName) -> States:
     return (hidden,) if pooled is None else (hidden, pooled)
 
 
+class _Body(BaseModelOutputWithPoolingAndCrossAttentions):
+    """Of what else a body gives (a router's logits, a cache), it has nothing."""
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+
 def _as_body(probe: Probe, batch: Batch, task: TaskName, states: States) -> Any:
     """The body's output as its model takes it, zero where the head does not look."""
     hidden = states[0]
@@ -105,8 +112,7 @@ def _as_body(probe: Probe, batch: Batch, task: TaskName, states: States) -> Any:
     if where is not None:
         hidden = hidden.new_zeros(*batch.input_ids.shape, hidden.size(-1))
         hidden[where] = states[0]
-    return BaseModelOutputWithPoolingAndCrossAttentions(
-        last_hidden_state=hidden, pooler_output=states[1] if len(states) > 1 else None)
+    return _Body(last_hidden_state=hidden, pooler_output=states[1] if len(states) > 1 else None)
 
 
 def _looked_at(model: nn.Module, batch: Batch, task: TaskName) -> tuple[torch.Tensor, ...] | None:

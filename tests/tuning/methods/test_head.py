@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import nn
+from transformers import AutoModelForCausalLM, MambaConfig, MixtralConfig
 
 from finemesh.tuning import features as module
 from finemesh.tuning.data.batches import collate
@@ -22,6 +23,7 @@ CASES = [("llama", "instruct"), ("gemma", "instruct"), ("gpt2", "instruct"), ("b
          ("gpt2", "classify"), ("bert", "regress")]
 HEAD = METHODS["head"]
 POINT = {"learning_rate": 5e-2, "weight_decay": 0.0}
+SIZES = {"vocab_size": tiny.VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
 
 
 class Count:
@@ -163,6 +165,17 @@ def test_what_cannot_be_kept_is_computed_again(why: str, monkeypatch: pytest.Mon
         [found] = features.of(batch, lambda value=value: (torch.full((3, 2), value),))
         assert torch.equal(found, torch.full((3, 2), value))
     features._file.close()
+
+
+@pytest.mark.parametrize("config", [
+    MixtralConfig(**SIZES, num_attention_heads=4, num_key_value_heads=2, num_local_experts=4),
+    MambaConfig(**SIZES, state_size=4)], ids=["mixtral", "mamba"])
+def test_what_else_a_body_gives_is_not_asked_for(config: Any) -> None:
+    _, context = tiny.case("llama", "instruct")
+    model = AutoModelForCausalLM.from_config(config).requires_grad_(False)
+    expected = evaluate(model, context.encoded, "instruct", 0).row_losses
+    tuned = HEAD.prepare(model, POINT, context)
+    assert evaluate(tuned, context.encoded, "instruct", 0).row_losses == pytest.approx(expected, abs=1e-5)
 
 
 def test_other_methods_know_nothing_of_it() -> None:
