@@ -28,23 +28,24 @@ def highest(scores: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def highest_overall(scores: Scores, count: int) -> dict[str, torch.Tensor]:
-    """The `count` highest of all matrices together; every matrix keeps at least one entry. Of equal scores the first ones.
+    """`count` entries: the best of every matrix, then the highest of all together. Of equal scores the first ones.
 
     The threshold is found by bisection on the bits of the floats, which order as the floats do: nothing is copied or sorted.
     """
     bits = {name: values.contiguous().view(torch.int32) for name, values in scores.items()}
-    low, high = 0, 0x7F800000  # at least `count` are >= low, fewer are >= high
+    low, high = 0, 0x7F800000  # at least `count` are >= low or their matrix's best, with high fewer
     while high - low > 1:
         middle = (low + high) // 2
-        if sum(int((values >= middle).sum()) for values in bits.values()) >= count:
+        if sum(max(1, int((values >= middle).sum())) for values in bits.values()) >= count:
             low = middle
         else:
             high = middle
     found = {name: (values > low).nonzero()[:, 0] for name, values in bits.items()}
-    left = count - sum(len(indices) for indices in found.values())
+    left = count - sum(max(1, len(indices)) for indices in found.values())
     for name, values in bits.items():
-        equal = (values == low).nonzero()[:left, 0]
-        left -= len(equal)
+        best = int(not len(found[name]))  # 1 where the best is not above the threshold: it is counted already
+        equal = (values == low).nonzero()[:left + best, 0]
+        left -= max(0, len(equal) - best)
         chosen = torch.cat([found[name], equal]).sort().values
         found[name] = (chosen if len(chosen) else values.argmax()[None]).int()
     return found

@@ -162,7 +162,7 @@ def test_other_scores_and_a_budget_over_all_matrices(score, scope):
     tuned, _ = prepared(score=score, scope=scope)
     layers = sparse_layers(tuned)
     total = sum(2 * sum(layer.weight.shape) for layer in layers.values())
-    assert sum(len(layer.entries.flat) for layer in layers.values()) == pytest.approx(total, abs=len(layers))
+    assert sum(len(layer.entries.flat) for layer in layers.values()) == total
     if score == "magnitude" and scope == "matrix":
         layer = layers["model.layers.0.mlp.up_proj"]
         chosen = layer.weight.view(-1)[layer.entries.flat].abs()
@@ -175,6 +175,19 @@ def test_the_highest_overall_are_those_of_one_sorted_list():
     kept = torch.cat([scores[name][found[name].long()] for name in scores])
     assert sorted(kept.tolist()) == sorted(torch.cat(list(scores.values())).tolist())[-60:]
     assert highest(scores["a"], 7).tolist() == sorted(highest(scores["a"], 7).tolist())
+
+
+@pytest.mark.parametrize("count", [3, 4, 6, 7, 12])
+@pytest.mark.parametrize("low", [0.0, 0.1, 0.5])
+def test_a_matrix_keeps_its_best_within_the_count(low, count):
+    scores = {"low": torch.full((4,), low), "high": torch.tensor([0.5, 0.9, 0.5, 0.8]), "lower": low * torch.rand(4)}
+    found = highest_overall(scores, count)
+    assert sum(map(len, found.values())) == count
+    assert all(len(set(entries.tolist())) == len(entries) > 0 for entries in found.values())
+    assert all(scores[name][entries.long()].max() == scores[name].max() for name, entries in found.items())
+    rest = [scores[name].sort(descending=True).values[1:] for name in scores]
+    kept = [scores[name][entries.long()].sort(descending=True).values[1:] for name, entries in found.items()]
+    assert torch.cat(kept).sort().values.tolist() == torch.cat(rest).sort().values[9 - (count - 3):].tolist()
 
 
 @pytest.mark.parametrize(("kind", "task"), [("llama", "instruct"), ("qwen2", "instruct"), ("bert", "classify"),
