@@ -13,6 +13,7 @@ from finemesh.hyperparameter import choice, integer, real
 from finemesh.tuning.data.batches import Encoded
 from finemesh.tuning.data.examples import Example
 from finemesh.tuning.methods.base import PEFT_TASKS, Context, Point, PromptMethod, sizes, trained
+from finemesh.tuning.methods.prompt import drawn_tokens
 from finemesh.tuning.methods.prompting import CHOSEN, INSTRUCTION, Prompting
 
 SPREAD = 0.5  # the vectors start uniform in [-0.5, 0.5]
@@ -56,11 +57,10 @@ class InstructionPrompt(Prompting, PromptMethod):
         tuned: Any = super().prepare(model, point, context)
         tuned.hard_prompt = self.written(point, context)
         soft: Any = next(p for p in tuned.parameters() if p.requires_grad)
-        words: Any = model.get_input_embeddings().weight
+        embedding: Any = model.get_input_embeddings()  # asked, not read: some scale what they hold
         with torch.no_grad():
             if point["init"] == "uniform":
                 soft.uniform_(-SPREAD, SPREAD)
             else:
-                known = torch.tensor(sorted({token for row in context.encoded for token in row.input_ids}))
-                soft.copy_(words[known[torch.randint(len(known), (len(soft),))]])
+                soft.copy_(embedding(drawn_tokens(context, len(soft)).to(soft.device)))
         return tuned

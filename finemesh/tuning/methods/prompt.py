@@ -52,8 +52,13 @@ class Prompt(PromptMethod):
             return None
         if point["init"] == "text":
             return text_tokens(context, length)
-        known = _known(context)
-        return torch.tensor(known)[torch.randint(len(known), (length,))]
+        return drawn_tokens(context, length)
+
+
+def drawn_tokens(context: Context, length: int) -> torch.Tensor:
+    """(length,) of those that the training rows have, from torch's global generator."""
+    known = torch.tensor(_known(context))
+    return known[torch.randint(len(known), (length,))]
 
 
 def text_tokens(context: Context, length: int) -> torch.Tensor:

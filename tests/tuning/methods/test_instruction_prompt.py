@@ -32,6 +32,14 @@ def test_only_the_vectors_are_trained_and_they_start_as_the_paper_says():
     assert all(any(torch.equal(vector, word) for word in words) for vector in soft)
 
 
+def test_an_embedding_that_scales_what_it_holds_is_asked():
+    model, context = tiny.causal(), context_of(tiny.dialogues())
+    words = model.get_input_embeddings()
+    words.register_forward_hook(lambda module, ids, found: 4 * found)
+    [soft] = [p for p in METHOD.prepare(model, POINT | {"init": "vocabulary"}, context).parameters() if p.requires_grad]
+    assert all(any(torch.equal(vector, 4 * word) for word in words.weight) for vector in soft)
+
+
 def test_behind_the_vectors_come_instruction_and_demonstrations_and_the_same_tokens_are_scored():
     _, context, rows = prepared()
     assert targets(rows) == targets(context.encoded)
