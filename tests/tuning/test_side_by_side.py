@@ -3,6 +3,7 @@
 import threading
 from contextvars import ContextVar
 
+import numba
 import pytest
 import torch
 from accelerate import Accelerator
@@ -12,6 +13,7 @@ from finemesh.tuning.data.batches import Encoded
 from finemesh.tuning.evaluation import loss as evaluation
 from finemesh.tuning.evaluation.loss import evaluate
 from finemesh.tuning.kernels import runs_in_threads
+from finemesh.tuning.kernels.compiled import thread_safe
 from finemesh.tuning.kernels.pointwise import rms_norm
 from finemesh.tuning.methods import METHODS
 from finemesh.tuning.side_by_side import SIDES, side_by_side, sides
@@ -144,6 +146,16 @@ def test_only_where_a_model_is_not_changed_on_the_way_and_nothing_is_drawn(two_t
     assert not runs_in_threads(other, 32)
     torch.set_num_threads(1)
     assert not runs_in_threads(tuned, 32)
+
+
+def test_only_where_numba_s_layer_bears_it(two_threads, monkeypatch):
+    tuned, _ = tuned_model()
+    assert runs_in_threads(tuned, 32)
+    thread_safe.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(numba, "threading_layer", lambda: "workqueue")
+        assert not runs_in_threads(tuned, 32)
+    thread_safe.cache_clear()
 
 
 def test_gradients_as_large_as_the_model_are_not_held_twice(two_threads, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from finemesh.tuning.data.batches import Batch
+from finemesh.tuning.kernels.compiled import thread_safe
 from finemesh.tuning.kernels.decoder import scored_losses
 from finemesh.tuning.kernels.int8 import in_int8
 from finemesh.tuning.kernels.sampled import Entries, Tokens
@@ -18,6 +19,7 @@ def main() -> None:
     config = LlamaConfig(vocab_size=8, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=4,
                          num_key_value_heads=2)
     model: Any = LlamaForCausalLM(config)
+    thread_safe()
     full, half = torch.float32, torch.bfloat16
     for weights, computing in ((full, full), (half, half), (full, half)):
         for int8 in (False, True):

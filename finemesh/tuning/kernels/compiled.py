@@ -6,6 +6,7 @@ Nothing may be assumed finite: a loss that is no number has to show.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numba
@@ -46,6 +47,21 @@ def run(kernel: Function, *arguments: Any) -> None:
     """Call a kernel; tensors become arrays that share their memory."""
     numba.set_num_threads(min(torch.get_num_threads(), config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
     kernel(*(_array(argument) if isinstance(argument, torch.Tensor) else argument for argument in arguments))
+
+
+@cache
+def thread_safe() -> bool:
+    """Whether several threads may run kernels at the same time: with numba's own layer, workqueue, that ends the process."""
+    threads = torch.get_num_threads()
+    run(_nothing, torch.empty(1))  # the layer is chosen when the first kernel runs
+    torch.set_num_threads(threads)  # numba sets the number itself when it begins
+    return str(numba.threading_layer()) != "workqueue"
+
+
+@kernel
+def _nothing(values: Any) -> None:
+    for i in numba.prange(len(values)):
+        values[i] = 0
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray[Any, Any]:

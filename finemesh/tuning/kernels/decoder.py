@@ -15,6 +15,7 @@ from torch import nn
 from finemesh.tuning.bottleneck import ParallelBottleneck
 from finemesh.tuning.data.batches import Batch
 from finemesh.tuning.kernels.attention import causal_attention
+from finemesh.tuning.kernels.compiled import thread_safe
 from finemesh.tuning.kernels.head import cross_entropy
 from finemesh.tuning.kernels.packing import Rows, common_start, rows_of
 from finemesh.tuning.kernels.pointwise import rms_norm, swiglu
@@ -76,8 +77,8 @@ def runs_in_threads(model: nn.Module, time: int) -> bool:
 
     They may on the way here, which changes no module, unless numbers are drawn: whose turn it is would decide them.
     """
-    return torch.get_num_threads() > 1 and way_through(model, time) is not None and not _drops(model) and all(
-        parameter.device.type == "cpu" for parameter in model.parameters())
+    return (torch.get_num_threads() > 1 and way_through(model, time) is not None and not _drops(model)
+            and all(parameter.device.type == "cpu" for parameter in model.parameters()) and thread_safe())
 
 
 def _as_built(causal: Any, family: str, time: int) -> bool:
