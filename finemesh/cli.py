@@ -1,7 +1,7 @@
 """The commands: parse, call finemesh.api, print. What they do is there; how a search is shown, in results/.
 
 Standard output carries the result alone (with --json one document), standard error all else. Exit status: 0 done, 2 the
-input is wrong, 130 interrupted, 1 anything else, as a run that failed. finemesh.api brings torch, so it is imported by the commands.
+input is wrong, 130 interrupted, 1 anything else, as a run that failed. finemesh.api brings torch, so the commands import it.
 """
 
 import contextlib

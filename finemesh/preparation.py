@@ -40,6 +40,7 @@ from finemesh.tuning.models import (
     load_skeleton,
     load_tokenizer,
     quieten,
+    vocabulary_of,
 )
 from finemesh.tuning.precision import measure_precision
 from finemesh.tuning.task import Task
@@ -104,6 +105,12 @@ def read_data(config: Config, source: ModelSource) -> Splits:
         for name in NAMES:
             rows, lost = encode_all(splits[name], tokenizer, data.max_length, splits.task, labels=splits.labels, name=name)
             kept[name], dropped = tuple(example for example, _ in rows), dropped + lost
+            highest, known = max(max(row.input_ids) for _, row in rows), vocabulary_of(source)
+            if highest >= known:
+                word = tokenizer.convert_ids_to_tokens(highest)
+                raise FieldError(f"the tokenizer of {source.name} writes token {highest} ({word!r}), and the model knows "
+                                 f"{known}: its embeddings were not enlarged for what was added. Get a tokenizer and a model "
+                                 "that belong together.", "model")
             longest, room = max(len(row.input_ids) for _, row in rows), context_of(source)
             if longest > room:
                 raise FieldError(f"a row of the {name} split has {longest} tokens, and the model takes {room}: give at most "

@@ -145,7 +145,8 @@ def test_check_shows_a_mixture(folder: Path, fake: Fake, capsys: Captured) -> No
              "rte": {"cluster": "entailment", "rows": {"train": 0, "validation": 49, "test": 51}}}
     fake(check={"task": "instruct", "format": "instructions", "rows": {"train": 400, "validation": 49, "test": 51},
                 "tasks": tasks, "duplicates": 0, "dropped": 0, "model": "some/model", "precision": "bf16",
-                "epochs_a_trial": 2.37, "base_memory_mb": 824.0, "methods": {"lora": LORA}, "search_seconds": 60, "warnings": []})
+                "epochs_a_trial": 2.37, "base_memory_mb": 824.0, "methods": {"lora": LORA}, "search_seconds": 60,
+                "warnings": []})
     assert main(["check", "mine.yaml"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["sst2", "sentiment", "300", "(75", "%)", "0", "0"] in lines

@@ -8,6 +8,7 @@ import pytest
 from finemesh import preparation
 from finemesh.cli import main
 from finemesh.tuning.precision import Precision
+from tests import tiny
 
 Captured = pytest.CaptureFixture[str]
 CONFIG = """model: {model}
@@ -123,3 +124,16 @@ def test_what_is_wrong_in_the_files_of_tasks_is_said_with_the_line(
     file = places / "tasks.yaml"
     file.write_text(f"model: {places / 'causal'}\ndata:\n  tasks:\n    a:\n      {task}\n")
     assert f"tasks.yaml, {words}" in refused(capsys, "check", file)
+
+
+def test_a_tokenizer_of_another_model(places: Path, tmp_path: Path, capsys: Captured) -> None:
+    model = tiny.causal()
+    model.resize_token_embeddings(tiny.VOCABULARY - 20)
+    model.save_pretrained(tmp_path / "model")
+    tiny.tokenizer().save_pretrained(tmp_path / "model")
+    file = tmp_path / "mine.yaml"
+    file.write_text(CONFIG.format(model=tmp_path / "model", data=places / "pairs", length=32, methods="lora: {}",
+                                  out=tmp_path / "run"))
+    message = refused(capsys, "check", file)
+    assert "line 1: model: the tokenizer of" in message
+    assert "and the model knows 9: its embeddings were not enlarged" in message

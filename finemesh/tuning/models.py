@@ -113,8 +113,8 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     except (OSError, ValueError, TypeError) as error:
         raise FieldError(f"the tokenizer of {source.name} cannot be loaded ({_first_line(error)}). Put its files "
                          "(tokenizer.json, tokenizer_config.json) beside config.json.", "model") from None
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= vocabulary_of(source):
+        tokenizer.pad_token = tokenizer.eos_token  # rows are told from padding by their length
     if tokenizer.pad_token_id is None:
         raise FieldError(f"the tokenizer of {source.name} has neither a padding token nor one that ends a text. Give it one "
                          "(pad_token or eos_token in tokenizer_config.json).", "model")
@@ -226,6 +226,12 @@ def is_causal(config: PretrainedConfig) -> bool:
 
 def context_of(source: ModelSource) -> int:
     return context_length(AutoConfig.from_pretrained(source.location))
+
+
+def vocabulary_of(source: ModelSource) -> int:
+    """Tokens that the model has an embedding for."""
+    config: Any = AutoConfig.from_pretrained(source.location).get_text_config()
+    return int(config.vocab_size)
 
 
 def context_length(config: PretrainedConfig) -> int:

@@ -198,6 +198,14 @@ def test_a_tokenizer_that_can_pad_with_nothing(tmp_path):
         load_tokenizer(find_model(str(tmp_path)))
 
 
+def test_a_padding_token_that_the_model_does_not_know(tmp_path):
+    tiny.causal().save_pretrained(tmp_path)
+    words = tiny.tokenizer()
+    words.add_special_tokens({"pad_token": "[PAD]"})
+    words.save_pretrained(tmp_path)
+    assert load_tokenizer(find_model(str(tmp_path))).pad_token == "</s>"
+
+
 def test_a_folder_without_a_tokenizer(tmp_path):
     tiny.causal().save_pretrained(tmp_path)
     with pytest.raises(FieldError, match=r"model: the tokenizer of .* cannot be loaded .* beside config.json"):

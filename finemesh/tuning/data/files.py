@@ -74,8 +74,8 @@ def _row(fields: Any, source: str, line: int, unit: str) -> Row:
     try:
         "".join(fields).encode()
     except UnicodeEncodeError:
-        raise row.error(f"the name of a field ({', '.join(map(ascii, fields))}) holds half of a surrogate pair, which is no text; "
-                        "remove it") from None
+        raise row.error(f"the name of a field ({', '.join(map(ascii, fields))}) holds half of a surrogate pair, which is no "
+                        "text; remove it") from None
     return row
 
 

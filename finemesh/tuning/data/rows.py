@@ -32,7 +32,6 @@ class Row:
         return InputError(f"{self.place}: {message}")
 
 
-
 def parsed(text: str) -> Any:
     """JSON; JSONDecodeError also for what Python's reader gives up on in other ways."""
     try:
