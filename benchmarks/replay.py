@@ -201,12 +201,15 @@ def recorded(file: Path) -> Landscape:
     whole = next(line for line in lines if line["state"] == "complete")
     validated = [step for step, _ in whole["curve"]]
     surfaces = {}
+    known = [same for same in by_point(lines) if [step for step, _ in same[0]["curve"]] == validated]
+    offset = first_seed(known)
     for method in methods:
         own = [line for line in lines if line["method"] == method]
-        good = [same for same in by_point(own) if [step for step, _ in same[0]["curve"]] == validated]
-        logs = [np.log([[loss for _, loss in line["curve"]] for line in same]) for same in good]
+        good = [same for same in known if same[0]["method"] == method]
+        logs = [logarithms(same) for same in good]
         surfaces[method] = Surface(
-            space.methods[method], [same[0]["hyperparameters"] for same in good], np.exp([log.mean(axis=0) for log in logs]),
+            space.methods[method], [same[0]["hyperparameters"] for same in good],
+            np.exp([log.mean(axis=0) if len(log) > 1 else log[0] + offset for log in logs]),
             [line["hyperparameters"] for line in own if line["state"] != "complete"], [off_mean(log) for log in logs],
             median(same[0]["seconds"] for same in good) / validated[-1],
             {name: median(same[0][name] for same in good)
@@ -226,6 +229,18 @@ def by_point(lines: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]
         if line["state"] == "complete":
             groups.setdefault(json.dumps([line["method"], line["hyperparameters"]]), []).append(line)
     return list(groups.values())
+
+
+def logarithms(same: Sequence[Mapping[str, Any]]) -> Vector:
+    """(seeds, validations): of a point's curves."""
+    return np.log([[loss for _, loss in line["curve"]] for line in same])
+
+
+def first_seed(points: Sequence[Sequence[Mapping[str, Any]]]) -> Vector:
+    """(validations,) how far the mean over seeds is above the first seed, whose batches and order all points share: the median
+    over the points that ran on several. What is known on the first seed alone is moved by it."""
+    several = [logarithms(same) for same in points if len(same) > 1]
+    return np.median([log.mean(axis=0) - log[0] for log in several], axis=0) if several else np.zeros(1)
 
 
 def off_mean(logs: Vector) -> Vector:
