@@ -9,7 +9,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,9 +110,13 @@ def _read_json(content: bytes, source: str, wanted: list[str]) -> list[Row]:
                          "[{...}, {...}]", file=source, line=error.lineno) from None
     if isinstance(document, dict):
         lists = [value for value in document.values() if isinstance(value, list)]
-        tables = [value for value in lists if value and isinstance(value[0], dict)]
+        tables = {name: value for name, value in document.items() if isinstance(value, list) and value
+                  and isinstance(value[0], dict)}
+        if len(tables) > 1:
+            raise InputError(f"it holds several tables ({', '.join(tables)}); write each to a file of its own, for data.train, "
+                             "data.validation and data.test", file=source)
         if len(tables) == 1:
-            document = tables[0]
+            (document,) = tables.values()
         elif len(lists) == len(document) and len({len(value) for value in lists}) == 1:
             document = [dict(zip(document, values, strict=True)) for values in zip(*lists, strict=True)]
     if not isinstance(document, list):
@@ -177,7 +181,7 @@ def _table(records: list[tuple[int, list[str]]], source: str, wanted: list[str])
         header = [str(position) for position in range(len(header))]
     else:
         records = records[first + 1:]
-        twice = next((name for name in header if header.count(name) > 1), None)
+        twice = _twice(header)
         if twice is not None:
             raise InputError(f"the header names the column {twice!r} twice; {no_header(header)}", file=source, line=line)
     for line, fields in records:
@@ -185,6 +189,10 @@ def _table(records: list[tuple[int, list[str]]], source: str, wanted: list[str])
             raise InputError(f"{len(fields)} fields where the first line has {len(header)} ({', '.join(header)})",
                              file=source, line=line)
     return [Row(dict(zip(header, fields, strict=True)), source, line) for line, fields in records]
+
+
+def _twice(names: Sequence[str]) -> str | None:
+    return next((name for name in names if names.count(name) > 1), None)
 
 
 def no_header(names: Iterable[str]) -> str:
@@ -199,6 +207,9 @@ def _read_parquet(content: bytes, source: str, wanted: list[str]) -> list[Row]:
     import pyarrow.parquet
 
     try:
+        twice = _twice(pyarrow.parquet.read_schema(pyarrow.BufferReader(content)).names)
+        if twice is not None:
+            raise InputError(f"it has the column {twice!r} twice; rename one of them", file=source)
         table = pyarrow.parquet.read_table(pyarrow.BufferReader(content))
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"not a readable parquet file: {str(error).splitlines()[0]}", file=source) from None

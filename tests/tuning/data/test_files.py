@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from finemesh.errors import InputError
@@ -115,6 +117,7 @@ def test_hidden_byte_order_mark_in_a_table(tmp_path: Path) -> None:
     ("d.jsonl", '{"a": 1}\n{"a": ' + "7" * 5000 + "}\n", ["line 2", "character 7: an integer of more than 4300 digits"]),
     ("d.json", '[{"a": 1},\n {"a": ' + "7" * 5000 + "}]", ["line 2", "of more than 4300 digits", "write it as text"]),
     ("d.json", '{"a": "b"}', ["a list of rows is expected"]),
+    ("d.json", '{"train": [{"a": 1}], "validation": [{"a": 2}]}', ["holds several tables (train, validation); write each to"]),
     ("d.json", '[{"a": 1}, 3]', ["row 2", "3 is not an object"]),
     ("d.csv", 'text,label\n"one" more,x\n', ["line 2", "malformed CSV"]),
     ("d.csv", 'text,label\na,x\n"never closed,x\n', ["line 3", "malformed CSV"]),
@@ -138,6 +141,13 @@ def test_what_is_wrong_is_said(tmp_path: Path, name: str, content: str | bytes, 
     assert str(raised.value).startswith(source)
     for words in said:
         assert words in str(raised.value)
+
+
+def test_a_column_of_a_parquet_file_that_is_there_twice(tmp_path: Path) -> None:
+    table = pyarrow.table([["a"], ["b"], ["x"]], names=["text", "text", "label"])
+    pyarrow.parquet.write_table(table, tmp_path / "d.parquet")
+    with pytest.raises(InputError, match=r"d\.parquet: it has the column 'text' twice; rename one of them"):
+        read_rows(str(tmp_path / "d.parquet"))
 
 
 @pytest.mark.parametrize("name", ["missing.jsonl", "./missing", "/no/such/file.txt", "a/b/c"])
