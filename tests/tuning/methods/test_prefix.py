@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import nn
-from transformers import DistilBertConfig, DistilBertForSequenceClassification
+from transformers import DistilBertConfig, DistilBertForSequenceClassification, FalconConfig, FalconForCausalLM
 
 from finemesh.tuning.data.batches import Encoded, collate, question
 from finemesh.tuning.evaluation.generation import answers
@@ -157,6 +157,17 @@ def test_a_model_whose_layers_take_no_keys_is_told_what_fits():
     model = DistilBertForSequenceClassification(DistilBertConfig(vocab_size=29, dim=32, n_layers=1, n_heads=2, hidden_dim=48))
     assert "prompt and p_tuning" in METHODS["prefix"].unfit(model, "classify")
     assert METHODS["p_tuning_v2"].unfit(tiny.classifier("bert"), "classify") is None
+
+
+def test_falcon_has_one_head_of_keys_for_all_queries(tmp_path):
+    _, context = tiny.case("gpt2", "instruct")
+    config = FalconConfig(vocab_size=tiny.VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
+    method, point = POINTS["v2"]
+    tuned = METHODS[method].prepare(FalconForCausalLM(config).requires_grad_(False), point, context)
+    losses = evaluate(tuned, context.encoded, "instruct", 0).row_losses
+    METHODS[method].save(tuned, tmp_path, "base")
+    stock = PeftModel.from_pretrained(METHODS[method].remove(tuned), str(tmp_path)).eval()
+    assert evaluate(stock, context.encoded, "instruct", 0).row_losses == pytest.approx(losses, abs=1e-6)
 
 
 def test_the_context_bounds_the_length():
