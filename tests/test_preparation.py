@@ -1,9 +1,11 @@
 """What shows only with the data and the model, as commands say it: file, line and field, status 2, nothing spent."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+from transformers import XLNetConfig
 
 from finemesh import preparation
 from finemesh.cli import main
@@ -64,6 +66,16 @@ def test_what_does_not_fit_is_refused_before_anything_is_spent(
     assert message.startswith(f"Error: {file}, line ")
     assert words in message
     assert not (tmp_path / "run").exists()
+
+
+def test_a_classifier_that_would_read_the_padding_is_refused(places: Path, tmp_path: Path, capsys: Captured) -> None:
+    shutil.copytree(places / "encoder", tmp_path / "xlnet")
+    XLNetConfig(vocab_size=29, d_model=32, n_layer=2, n_head=4, d_inner=48).save_pretrained(tmp_path / "xlnet")
+    file = tmp_path / "mine.yaml"
+    file.write_text(CONFIG.format(model=tmp_path / "xlnet", data=places / "labels", length=32, methods="lora: {}",
+                                  out=tmp_path / "run"))
+    assert "line 1: model: " in (message := refused(capsys, "check", file))
+    assert "(xlnet) decides by the last position of a row" in message
 
 
 def test_int8_is_refused_where_trials_run_on_gpus(places: Path, tmp_path: Path, capsys: Captured,
