@@ -34,6 +34,7 @@ from finemesh.tuning.machine import describe_machine, usable_cores
 from finemesh.tuning.methods import METHODS, Context
 from finemesh.tuning.models import (
     ModelSource,
+    TaskName,
     context_length,
     context_of,
     find_model,
