@@ -81,7 +81,8 @@ def read_asked(config: Config, data: str, task: Task, name: str | None) -> Seque
     if name is None and tasks:
         return read_instructions(data, tasks)
     if name is None:
-        trained = read_split(task.splits / "train.jsonl")[0]
+        rows = task.splits / "train.jsonl"  # not needed to ask, so it may be gone
+        trained = read_split(rows)[0] if rows.exists() else None
         return read_questions(data, columns=config.data.columns, task=task.task, trained=trained)
     if not tasks:
         raise InputError(f"--task {name}: there are no data.tasks in this run, whose rows are taken as they are: leave it out")
