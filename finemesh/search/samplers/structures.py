@@ -3,7 +3,7 @@
 A structure is a set of hyperparameters that were asked for together: what a choice of method, or of a number of
 layers, leaves active. Within a structure every point has the same variables, which is what a mesh needs. Which choices
 lead to which structure is learned too: where two structures share a categorical whose values never met in both, it
-is the switch between them, and each keeps to its own choices.
+is the switch between them, and each keeps to its own choices. A name may have another range in each structure.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,18 +18,21 @@ FEW = 16  # an integer with at most so many values can be a switch
 
 
 class Structures:
-    """Grows with every told trial; `distributions` are those seen last."""
+    """Grows with every told trial; `distributions` are those seen last, in whatever structure."""
 
     def __init__(self) -> None:
         self.keys: list[Key] = []  # in order of discovery
         self.distributions: dict[str, BaseDistribution] = {}
+        self._own: dict[Key, dict[str, BaseDistribution]] = {}  # those seen last in the structure
         self._seen: dict[Key, dict[str, set[Any]]] = {}
         self._boxes: dict[Key, Box] = {}
 
     def add(self, values: Mapping[str, Any], distributions: Mapping[str, BaseDistribution]) -> Key:
         """What a trial asked for, whether it succeeded or not."""
         key = frozenset(values)
-        changed = {name: d for name, d in distributions.items() if self.distributions.get(name) != d}
+        own = self._own.setdefault(key, {})
+        changed = {name: distributions[name] for name in key if own.get(name) != distributions[name]}
+        own.update(changed)
         self.distributions.update(changed)
         if key not in self._seen:
             self.keys.append(key)
@@ -65,7 +68,7 @@ class Structures:
         dimensions, fixed = [], []
         for name in sorted(key):
             own = self._seen[key].get(name, set())
-            dimension = _narrowed(name, self.distributions[name], foreign.get(name, set()), own)
+            dimension = _narrowed(name, self._own[key][name], foreign.get(name, set()), own)
             if dimension.size == 1 or dimension.distribution.single():
                 fixed.append((name, dimension.value(0.0)))
             else:
@@ -74,8 +77,8 @@ class Structures:
 
     def _switch(self, key: Key, other: Key) -> str | None:
         """The hyperparameter whose values tell two structures apart: categoricals before integers."""
-        apart = [name for name in key & other
-                 if name in self._seen[key] and self._seen[key][name].isdisjoint(self._seen[other][name])]
+        ours, theirs = self._seen[key], self._seen[other]
+        apart = [name for name in ours.keys() & theirs.keys() if ours[name].isdisjoint(theirs[name])]
         return min(apart, key=lambda name: (self._is_integer(name), -self._power(name), name), default=None)
 
     def _is_integer(self, name: str) -> bool:
@@ -83,7 +86,7 @@ class Structures:
 
     def _power(self, name: str) -> int:
         """How many pairs of structures it tells apart: a real switch more than a coincidence of few trials."""
-        groups = [self._seen[key][name] for key in self.keys if name in key]
+        groups = [self._seen[key][name] for key in self.keys if name in self._seen[key]]
         return sum(a.isdisjoint(b) for i, a in enumerate(groups) for b in groups[:i])
 
     @property
@@ -109,8 +112,10 @@ def _narrowed(name: str, distribution: BaseDistribution, foreign: set[Any], own:
     if isinstance(distribution, CategoricalDistribution):
         choices = [i for i, choice in enumerate(distribution.choices) if choice in own or choice not in foreign]
         return Dimension(name, distribution, tuple(choices))
-    if isinstance(distribution, IntDistribution) and foreign and own:
-        low = max([value + distribution.step for value in foreign if value < min(own)], default=distribution.low)
-        high = min([value - distribution.step for value in foreign if value > max(own)], default=distribution.high)
-        distribution = IntDistribution(low, high, log=distribution.log, step=distribution.step)
+    if isinstance(distribution, IntDistribution):
+        foreign, own = ({value for value in values if distribution._contains(value)} for values in (foreign, own))
+        if foreign and own:
+            low = max([value + distribution.step for value in foreign if value < min(own)], default=distribution.low)
+            high = min([value - distribution.step for value in foreign if value > max(own)], default=distribution.high)
+            distribution = IntDistribution(low, high, log=distribution.log, step=distribution.step)
     return Dimension(name, distribution)

@@ -90,6 +90,19 @@ def test_a_number_of_layers() -> None:
     assert studied(objective, 40).best_value < 0.02
 
 
+@pytest.mark.parametrize("is_integer", [False, True])
+def test_a_name_with_another_range_in_each_branch(is_integer: bool) -> None:
+    def objective(trial: Trial) -> float:
+        branch = trial.suggest_int("branch", 0, 2) if is_integer else trial.suggest_categorical("branch", [0, 1, 2])
+        low, high = [(1, 4), (10, 90), (3, 20)][branch]
+        k = trial.suggest_int("k", low, high)
+        return (k / high - 0.5) ** 2 + (trial.suggest_float(f"x{branch}", 0, 1) - 0.3) ** 2 if branch else k
+
+    study = studied(objective, 30)
+    assert distinct(study) == 30
+    assert study.best_value < 0.02
+
+
 def test_a_method_that_always_fails_is_left_alone() -> None:
     def objective(trial: Trial) -> float:
         method = trial.suggest_categorical("method", ["bad", "good", "fair"])

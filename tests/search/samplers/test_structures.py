@@ -59,6 +59,16 @@ def test_an_integer_can_be_the_switch() -> None:
     assert choices(three, "layers") == [2, 3, 4, 5, 6]
 
 
+def test_each_structure_keeps_its_own_ranges() -> None:
+    """`k` is a switch in two of them and too wide for one in the third; only what lies in a range can narrow it."""
+    structures = Structures()
+    for rest, k, low, high in (("a", 1, 1, 5), ("b", 9, 4, 12), ("c", 30, 16, 40)):
+        structures.add({"k": k, rest: 1}, {"k": IntDistribution(low, high), rest: IntDistribution(1, 9)})
+    boxes = map(structures.box, structures.keys)
+    assert [[dimension.distribution for dimension in box.dimensions if dimension.name == "k"] for box in boxes] == \
+        [[IntDistribution(1, 5)], [IntDistribution(4, 12)], [IntDistribution(16, 40)]]
+
+
 def test_untried_choices_come_first_by_name_and_place() -> None:
     structures = learned({"method": "full", "adam": True})
     assert structures.untried([], switches_only=False) == ("adam", False)
