@@ -63,6 +63,11 @@ class MeshSearch:
         """Every point of a finite structure has been asked for."""
         return math.prod(d.count for d in self.box.dimensions) <= len(self.known)
 
+    @property
+    def valued(self) -> bool:
+        """Whether a loss is known in it."""
+        return any(record.valued for _, record in self.records)
+
     def asked(self, point: Coordinates) -> None:
         self.known.setdefault(point, None)
         self._open = [pair for pair in self._open if pair[1] != point]
@@ -95,7 +100,7 @@ class MeshSearch:
 
     def open_points(self, process: NomadProcess) -> list[Coordinates]:
         """Points of NOMAD's that may be handed out now; none while the last ones of an iteration are being run."""
-        if self.exhausted or not any(record.valued for _, record in self.records):
+        if self.exhausted or not self.valued:
             return []
         for _ in range(EMPTY_ITERATIONS):
             if not self._over():

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from finemesh.search.samplers.acquisition import Acquisition, by_merit
-from finemesh.search.samplers.encoding import Box, Coordinates, Vector, recurrence
+from finemesh.search.samplers.encoding import Coordinates, Vector, recurrence
 from finemesh.search.samplers.front import Front
 from finemesh.search.samplers.front_search import FrontSearch
 from finemesh.search.samplers.mesh import MeshSearch
@@ -128,7 +128,7 @@ class Portfolio:
             return Choice("explore")
         key = self._due(keys)
         search = self._search(key)
-        if self._is_starting(key, search.box):
+        if self._is_starting(key, search):
             return Choice("start", key)
         if self.standings[key].visits % POLL == 0:
             points = search.open_points(self.process)
@@ -212,12 +212,14 @@ class Portfolio:
         records = [record for standing in self.standings.values() for record in standing.records]
         return Front(records) if any(record.kind == "complete" for record in records) else None
 
-    def _is_starting(self, key: Key, box: Box) -> bool:
+    def _is_starting(self, key: Key, search: MeshSearch) -> bool:
         """Too few points told, or soon to be, of the space-filling start; failures do not count, up to as many again."""
         standing, count = self.standings[key], self.options.latin_hypercube
-        size = count or max(2, round((len(box.dimensions) + 2) / len(self.structures.keys) ** 0.5))
+        size = count or max(2, round((len(search.box.dimensions) + 2) / len(self.structures.keys) ** 0.5))
         failures = len(standing.records) - standing.complete
-        return not standing.complete or (standing.starts if count else standing.visits) - min(failures, size) < size
+        if not standing.complete or not search.valued:  # the losses that there are may lie outside ranges that have moved
+            return True
+        return (standing.starts if count else standing.visits) - min(failures, size) < size
 
     def _start_point(self, key: Key, search: MeshSearch) -> Coordinates | None:
         """The next new point of an additive recurrence, which is even in every dimension, or of a Latin hypercube."""

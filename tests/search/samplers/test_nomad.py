@@ -103,6 +103,20 @@ def test_a_name_with_another_range_in_each_branch(is_integer: bool) -> None:
     assert study.best_value < 0.02
 
 
+@pytest.mark.parametrize("error", [optuna.TrialPruned, ZeroDivisionError])
+def test_a_range_that_moved_and_a_first_trial_without_a_loss(error: type[Exception]) -> None:
+    def objective(trial: Trial) -> float:
+        low = 2 * (trial.number >= 8)
+        x = trial.suggest_float("x", low, low + 1)
+        if trial.number in (8, 9):
+            raise error
+        return (x - low - 0.3) ** 2
+
+    study = studied(objective, 20)
+    assert distinct(study) == 20
+    assert min(trial.value for trial in study.trials[8:] if trial.value is not None) < 0.01
+
+
 def test_a_method_that_always_fails_is_left_alone() -> None:
     def objective(trial: Trial) -> float:
         method = trial.suggest_categorical("method", ["bad", "good", "fair"])
