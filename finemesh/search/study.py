@@ -7,6 +7,7 @@ new point or the continuation of a pruned trial, and how far it goes, is the fid
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import optuna
@@ -186,16 +187,22 @@ class Search:
         self._store.horizon = None
         number, folder = trial.number, self._folder.trial(trial.number)
         self._flight[number] = trial
-        start = Start.read(folder) or self._start or Start(self._steps)
+        begun, ended = Start.read(folder), read_outcome(folder)
+        start = begun or self._start or Start(self._steps)
         original = self._note(number, method, point, start.continues)
         if original is not None:
             self._copies[number] = original
             return
-        excesses, foreseen = self._foresight.excesses(method, point) if start.continues is None else ({}, None)
-        if not (folder / "start.json").exists() and not self._foresight.starts(excesses, foreseen):
-            self._skip(Outcome(number, "infeasible", method, point, self._seed, constraints=excesses, foreseen=foreseen,
-                               started=False, error=self._foresight.reason(excesses)))
+        if ended and not ended.started and (ended.method, ended.hyperparameters) == (method, point):
+            self._skip(ended)  # whatever has been told since
             return
+        if begun is None and start.continues is None:
+            excesses, foreseen = self._foresight.excesses(method, point)
+            if not self._foresight.starts(excesses, foreseen):
+                self._skip(Outcome(number, "infeasible", method, point, self._seed, constraints=excesses, foreseen=foreseen,
+                                   started=False, error=self._foresight.reason(excesses)))
+                return
+            start = replace(start, foreseen=foreseen)
         self._history.begin(number, start.continues)
         self._idle = 0
         with full_disk(folder):
@@ -203,7 +210,7 @@ class Search:
         if start.continues is not None:
             self._folder.hand_on(start.continues, number)
         outcome = self._jobs.start(Job(number, method, point, self._seed, start.steps, folder, self._constraints,
-                                       start.continues, start.hurdles, foreseen))
+                                       start.continues, start.hurdles, start.foreseen))
         if outcome is not None:
             self._ended[number] = outcome
 

@@ -103,3 +103,16 @@ def test_a_search_starts_what_it_may_and_goes_on_alike(fake: SimpleNamespace, tm
     with pytest.raises(KeyboardInterrupt):
         simulation.search(fake, tmp_path / "parts", fidelity, **options, observer=fake.Stops(7))
     assert simulation.search(fake, tmp_path / "parts", fidelity, **options)[0] == whole
+
+
+@pytest.mark.parametrize(("fidelity", "stops"), [("full", (4, 17, 22)), ("halving", (5, 8))])
+def test_what_was_foreseen_stays_so_whatever_is_told_before_the_search_goes_on(
+        fake: SimpleNamespace, tmp_path: Path, fidelity: str, stops: tuple[int, ...]) -> None:
+    """Points that are not started, and what others are expected to need, wait beside running ones to be told."""
+    options: Any = {"points": 24, "workers": 4, "constraints": {"peak_memory_mb": 140.0}, "count": count}
+    whole, _ = simulation.search(fake, tmp_path / "whole", fidelity, **options)
+    for stop in stops:
+        parts = tmp_path / str(stop)
+        with pytest.raises(KeyboardInterrupt):
+            simulation.search(fake, parts, fidelity, **options, observer=fake.Stops(stop), order=stop)
+        assert simulation.search(fake, parts, fidelity, **options)[0] == whole

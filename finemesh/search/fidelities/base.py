@@ -22,6 +22,7 @@ class Start:
     steps: int
     continues: int | None = None  # None: a new point
     hurdles: tuple[Hurdle, ...] | None = None  # None: nobody looks at the single rows
+    foreseen: str | None = None  # as its job has it
 
     def write(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
