@@ -125,7 +125,8 @@ def _outcome(job: Job, event: Event) -> Outcome:
     else:
         memory = event.kind == "out_of_memory"
         outcome = Outcome(job.number, "infeasible" if memory else "failed", job.method, job.hyperparameters, job.seed,
-                          constraints={OUT_OF_MEMORY: 1.0} if memory else {}, error=str(event.content))
+                          constraints={OUT_OF_MEMORY: 1.0} if memory else {}, error=str(event.content),
+                          continues=job.continues, foreseen=job.foreseen)
     if outcome.state == "failed" and "No space left on device" in (outcome.error or ""):
         (job.folder / "outcome.json").unlink(missing_ok=True)
         raise disk_is_full(job.folder)

@@ -76,12 +76,13 @@ def tune(job: Job, script: dict[str, Any], request: int) -> Outcome:
     outcome = Outcome(job.number, "complete" if job.steps >= whole else "pruned", job.method, job.hyperparameters, job.seed,
                       job.steps, validation_loss=(loss(job) + noise(job, script)) * whole / job.steps, scored_tokens=100,
                       trained_tokens=10 * job.steps, peak_memory_mb=job.hyperparameters.get("rank", 30),
-                      continues=job.continues)
+                      continues=job.continues, foreseen=job.foreseen)
+    base = Outcome(job.number, "failed", job.method, job.hyperparameters, job.seed, continues=job.continues,
+                   foreseen=job.foreseen)
     if job.number in script.get("fail", []):
-        outcome = Outcome(job.number, "failed", job.method, job.hyperparameters, job.seed, error="ValueError: NaN")
+        outcome = replace(base, error="ValueError: NaN")
     if job.number in script.get("infeasible", []):
-        outcome = Outcome(job.number, "infeasible", job.method, job.hyperparameters, job.seed,
-                          constraints={"trainable_parameters": 5.0}, error="too many")
+        outcome = replace(base, state="infeasible", constraints={"trainable_parameters": 5.0}, error="too many")
     if job.number in script.get("heavy", []):
         outcome = replace(outcome, state="infeasible", constraints={"adapter_mb": 2.0})
     if job.number in script.get("pruned", []):

@@ -12,6 +12,7 @@ from finemesh.errors import InputError
 from finemesh.hyperparameter import integer, real
 from finemesh.run import RunFolder
 from finemesh.search import study as loop
+from finemesh.search.fidelities import FIDELITIES
 from finemesh.search.samplers import OPTIMIZERS
 from finemesh.search.space import Space
 from finemesh.search.store import Store
@@ -110,6 +111,13 @@ def test_a_trial_that_kills_its_workers_fails_alone(fake: SimpleNamespace, tmp_p
     assert "the worker died (killed by SIGKILL)" in str(outcomes[1].error)
     assert read_outcome(tmp_path / "trials" / "0001") == outcomes[1]
     assert any(message.startswith("0002: the worker died") for message in watcher.messages)
+
+
+def test_a_promoted_trial_whose_worker_died_stays_the_continuation_that_it_was(fake: SimpleNamespace, tmp_path: Path) -> None:
+    options: Any = {"steps": 9, "fidelity": FIDELITIES["halving"](9, None, 3), "script": {"whole": 9, "die": {"9": 2}}}
+    outcomes = fake.search(tmp_path, 9, **options)
+    assert (outcomes[9].state, outcomes[9].continues is None) == ("failed", False)
+    assert fake.search(tmp_path, 9, **options) == outcomes
 
 
 def test_first_points_come_first_and_are_moved_inside(fake: SimpleNamespace, tmp_path: Path) -> None:
