@@ -66,7 +66,8 @@ def finish(
             ended |= _run_all(jobs, "leaders again", runs, observer, clock)
             ranked = standings(candidates, plan.steadiest(ended))
         winner = ranked[0].number
-        groups = {name: [job.folder for job in jobs if ended[job.folder].state == "complete"]
+        groups = {name: [_measured(run, index, job.folder, ended[job.folder])
+                         for index, job in enumerate(jobs, 1) if ended[job.folder].state == "complete"]
                   for name, jobs in (plan.measured | {WINNER: plan.leading[winner]}).items()}
         results = tested(executor, run, groups, WINNER, observer)
         best = min(groups[WINNER], key=lambda folder: ended[folder].validation_loss or math.inf)
@@ -179,6 +180,12 @@ def _copy_twins(plan: _Plan, ended: Mapping[Path, Outcome]) -> None:
         for leader, reference in zip(plan.leading[number], plan.referring[method], strict=True):
             copy = ended[leader.folder].renumbered(reference.number, duplicate_of=number)
             write_outcome(reference.folder, copy)
+
+
+def _measured(run: RunFolder, index: int, folder: Path, outcome: Outcome) -> Path:
+    """The run's folder; of reference settings that led in an earlier finish, the leader's: it has the adapter."""
+    leader = folder if outcome.duplicate_of is None else run.repeat(outcome.duplicate_of, index)
+    return leader if any((leader / name).exists() for name in ("outcome.json", "evaluated.json")) else folder
 
 
 def _why_again(first: Standing, rival: Standing) -> str:

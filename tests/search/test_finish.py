@@ -151,6 +151,19 @@ def test_reference_settings_that_lead_are_not_run_twice(fake: SimpleNamespace, t
     assert (copy.duplicate_of, copy.seed) == (0, 1)
 
 
+@pytest.mark.parametrize("lightened", [False, True])
+def test_reference_settings_that_led_once_keep_what_the_test_split_said_of_them(fake: SimpleNamespace, tmp_path: Path,
+                                                                               lightened: bool) -> None:
+    first = [("lora", fake.REFERENCES["lora"] | {"learning_rate": rate}) for rate in (2e-4, 8e-4, 9e-4, 1e-3)]
+    before = finished(fake, tmp_path, 1, first=first)["reference"]["lora"]
+    for outcome in tmp_path.glob("repeats/*/outcome.json") if lightened else ():
+        outcome.unlink()
+    document = finished(fake, tmp_path, 4, first=first)
+    assert 0 not in [leader["number"] for leader in document["noise"]["leaders"]]
+    assert document["reference"]["lora"] == before | {"above_winner": document["reference"]["lora"]["above_winner"]}
+    assert not list(tmp_path.glob("reference/lora-*/evaluat*"))
+
+
 def test_what_cannot_be_measured_is_null_with_the_reason(fake: SimpleNamespace, tmp_path: Path) -> None:
     document = finished(fake, tmp_path, script={"no_test": True})
     lost = {"loss": None, "low": None, "high": None, "metrics": {}, "error": "OSError: the test split is gone"}
