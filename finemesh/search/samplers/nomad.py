@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import BaseSampler
+from optuna.storages import BaseStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
@@ -79,7 +80,7 @@ class NomadSampler(BaseSampler):
         self._lock = threading.RLock()
         self._process = NomadProcess()
         self._finalizer = weakref.finalize(self, self._process.close)
-        self._study: tuple[int, int] | None = None
+        self._study: tuple[weakref.ref[BaseStorage], int] | None = None
         self._plans: dict[int, dict[str, Any]] = {}
         self._forget(objectives=1)
 
@@ -122,8 +123,9 @@ class NomadSampler(BaseSampler):
     def _plan(self, study: Study, trial: FrozenTrial) -> dict[str, Any]:
         """The values that the trial should try; those of an enqueued one are its own."""
         with self._lock:
-            if self._study != (id(study._storage), study._study_id):
-                self._study = (id(study._storage), study._study_id)
+            asking = weakref.ref(study._storage), study._study_id  # a later storage may get the id() of one that is gone
+            if self._study != asking:
+                self._study = asking
                 self._plans.clear()
                 self._forget(len(study.directions))
             if trial.number not in self._plans:

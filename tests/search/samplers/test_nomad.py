@@ -220,6 +220,19 @@ def test_pickled_and_used_for_another_study() -> None:
         assert [trial.params for trial in again.trials] == first
 
 
+def test_a_study_in_the_place_of_one_that_is_gone_gets_points_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A storage may have the id() of an earlier one, whose memory it was given."""
+    def points(sampler: NomadSampler, low: int) -> list[Any]:
+        study = optuna.create_study(sampler=sampler)
+        study.optimize(lambda trial: trial.suggest_float("x", low, low + 1), n_trials=3)
+        return [trial.params for trial in study.trials]
+
+    monkeypatch.setattr("finemesh.search.samplers.nomad.id", lambda _: 1, raising=False)
+    sampler = NomadSampler(seed=0)
+    points(sampler, 0)
+    assert points(sampler, 5) == points(NomadSampler(seed=0), 5)
+
+
 def test_without_a_seed_two_samplers_differ() -> None:
     points = []
     for _ in range(2):
