@@ -53,7 +53,7 @@ def _card(run: RunFolder, config: Config, task: Task, found: Mapping[str, Any]) 
             "data": read_summary(run), "source": config.data.source, "versions": machine["versions"], "machine": machine,
             "steps": task.steps, "batch_size": task.batch_size, "max_length": task.max_length,
             "optimizer": config.search.optimizer, "fidelity": config.search.fidelity,
-            "trials": sum(outcome.continues is None for outcome in run.outcomes())}
+            "trials": sum(outcome.is_new for outcome in run.outcomes())}
 
 
 def _peft_type(adapter: Path) -> str | None:

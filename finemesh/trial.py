@@ -85,6 +85,11 @@ class Outcome:
     started: bool = True  # False: it was foreseen to be infeasible
     foreseen: str | None = None  # feasible or infeasible, as its job has it
 
+    @property
+    def is_new(self) -> bool:
+        """One of the trials asked for: it was run, and is neither a copy of an earlier one nor its continuation."""
+        return self.started and self.duplicate_of is None and self.continues is None
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 

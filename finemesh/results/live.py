@@ -82,7 +82,7 @@ class Progress:
     def end(self, outcome: Outcome) -> bool:
         """True where the outcome is the best so far of the search."""
         self.running.pop((outcome.number, outcome.seed), None)
-        self.done += self.phase != "search" or is_new(outcome)
+        self.done += self.phase != "search" or outcome.is_new
         self.ended_here, self.last = self.ended_here + 1, self.clock()
         return self.phase == "search" and self.keep(outcome)
 
@@ -104,11 +104,6 @@ class Progress:
             return None
         pace = (self.last - self.since) / self.ended_here
         return max(0.0, pace * (self.total - self.done) - (self.clock() - self.last))
-
-
-def is_new(outcome: Outcome) -> bool:
-    """One of the trials asked for: neither a copy of an earlier one nor its continuation."""
-    return outcome.duplicate_of is None and outcome.continues is None
 
 
 def label(job: Job) -> str:
@@ -243,7 +238,7 @@ def live(console: Console | None, *, trials: int, resumed: int = 0,
     """
     console = Console(stderr=True, highlight=False) if console is None else console
     known = list(earlier)
-    progress = Progress(trials, resumed - sum(not is_new(outcome) for outcome in known))
+    progress = Progress(trials, resumed - sum(not outcome.is_new for outcome in known))
     for outcome in known:
         progress.keep(outcome)
     if not console.is_terminal or console.is_dumb_terminal:

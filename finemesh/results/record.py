@@ -82,16 +82,16 @@ class Record:
 
     @property
     def trials(self) -> list[Outcome]:
-        """Without the copies: the optimizer may ask for a known point again, which costs no trial."""
-        return [outcome for outcome in self.outcomes if outcome.duplicate_of is None]
+        """Those that were run: points that are known already, or not started, cost no trial."""
+        return [outcome for outcome in self.outcomes if outcome.started and outcome.duplicate_of is None]
 
     @property
     def foresight(self) -> dict[str, int]:
         """How often it was foreseen whether a trial keeps the constraints, and how often that was right where it ran."""
-        judged = [o for o in self.trials if o.started and o.foreseen and o.state != "failed"]
+        judged = [o for o in self.trials if o.foreseen and o.state != "failed"]
         right = [o for o in judged if (o.foreseen == "infeasible") == any(
             excess > 0 and hasattr(o, name) for name, excess in o.constraints.items())]
-        return {"not_started": sum(not outcome.started for outcome in self.trials)} | {
+        return {"not_started": sum(not o.started and o.duplicate_of is None for o in self.outcomes)} | {
             f"foreseen_{kind}{ending}": sum(outcome.foreseen == kind for outcome in found)
             for kind in ("infeasible", "feasible") for ending, found in (("", judged), ("_right", right))}
 

@@ -85,6 +85,9 @@ def test_points_that_are_not_started_take_one_line_in_all() -> None:
             observer.ended(ended(number, None, "infeasible", error="too many", started=False))
     assert stream.getvalue().count("infeasible, too many. It is not started, nor is what follows like it.") == 1
     assert len(stream.getvalue().splitlines()) == 2
+    progress = Progress(4, 0)
+    progress.end(ended(0, None, "infeasible", started=False))
+    assert progress.done == 0
 
 
 def test_infeasible_is_never_best() -> None:

@@ -7,7 +7,9 @@ import pytest
 from rich.console import Console
 
 from finemesh.errors import InputError
+from finemesh.results.record import read_record
 from finemesh.results.report import write_report
+from finemesh.results.report.table import facts
 from finemesh.results.summary import print_status, print_summary, status
 from finemesh.run import RunFolder
 from finemesh.trial import Outcome, write_json, write_outcome
@@ -178,3 +180,14 @@ def test_a_promoted_trial_counts_once_with_all_its_tokens(make_run: Make) -> Non
     assert document["trained_tokens"] == 1000
     assert document["best"]["number"] == 2
     assert "1,000 tokens" in printed(print_status, run)
+
+
+def test_what_was_not_run_is_no_trial(make_run: Make) -> None:
+    run = make_run()
+    before = status(run)
+    for number, started, original in ((900, False, None), (901, False, 900), (902, True, 0)):
+        write_outcome(run / f"trials/{number}", Outcome(number, "infeasible", "lora", {"rank": number}, 0, started=started,
+                                                        duplicate_of=original))
+    after = status(run)
+    assert (after["trials"], after["constraints"]["not_started"]) == (before["trials"], 1)
+    assert dict(facts(read_record(run)))["trials"].startswith(str(sum(before["trials"].values())))
