@@ -92,7 +92,10 @@ class Dimension:
         """None where the value lies outside (its range has changed, or the choice belongs to another structure)."""
         distribution = self.distribution
         if isinstance(distribution, CategoricalDistribution):
-            index = int(distribution.to_internal_repr(value)) if value in distribution.choices else -1
+            try:
+                index = int(distribution.to_internal_repr(value))
+            except ValueError:
+                return None
             return float(self.choices.index(index)) if index in self.choices else None
         assert isinstance(distribution, FloatDistribution | IntDistribution)
         low, high = distribution.low, distribution.high
@@ -117,7 +120,7 @@ class Box:
         return dict(self.fixed) | {d.name: d.value(z) for d, z in zip(self.dimensions, point, strict=True)}
 
     def coordinates(self, values: Mapping[str, Any]) -> Coordinates | None:
-        if any(values.get(name) != value for name, value in self.fixed):
+        if any(not same(values.get(name), value) for name, value in self.fixed):
             return None
         point = [d.coordinate(values[d.name]) if d.name in values else None for d in self.dimensions]
         return None if None in point else tuple(z for z in point if z is not None)
@@ -150,6 +153,11 @@ class Box:
             else:
                 columns.append(column if dimension.size is None else column / max(1, dimension.size - 1))
         return np.stack(columns, axis=1).astype(float) if columns else np.zeros((len(points), 0))
+
+
+def same(value: Any, other: Any) -> bool:
+    """NaN, which may be a choice, is the same as itself."""
+    return bool(value == other) or (value != value and other != other)
 
 
 def recurrence(size: int) -> Vector:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from optuna.distributions import IntDistribution
 
-from finemesh.search.samplers.encoding import Box, Coordinates, Dimension
+from finemesh.search.samplers.encoding import Box, Coordinates, Dimension, same
 from finemesh.search.samplers.nomad_process import NomadProcess
 from finemesh.search.samplers.options import Options
 from finemesh.search.samplers.record import Record
@@ -75,7 +75,7 @@ class MeshSearch:
     def strayed(self, values: Mapping[str, Any]) -> None:
         """A point with these values was handed out, but led into another structure: it will not be told."""
         def is_it(point: Coordinates) -> bool:
-            return all(values[name] == value for name, value in self.box.values(point).items() if name in values)
+            return all(same(values[name], value) for name, value in self.box.values(point).items() if name in values)
 
         self._open = [pair for pair in self._open if not is_it(pair[1])]
         self._points = [pair for pair in self._points if pair[1] in self.known or not is_it(pair[1])]

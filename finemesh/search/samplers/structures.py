@@ -24,7 +24,7 @@ class Structures:
         self.keys: list[Key] = []  # in order of discovery
         self.distributions: dict[str, BaseDistribution] = {}
         self._own: dict[Key, dict[str, BaseDistribution]] = {}  # those seen last in the structure
-        self._seen: dict[Key, dict[str, set[Any]]] = {}
+        self._seen: dict[Key, dict[str, set[int]]] = {}  # a choice by its index: it may be a list
         self._boxes: dict[Key, Box] = {}
 
     def add(self, values: Mapping[str, Any], distributions: Mapping[str, BaseDistribution]) -> Key:
@@ -38,9 +38,10 @@ class Structures:
             self.keys.append(key)
             self._seen[key] = {name: set() for name in key if self._can_switch(name)}
             self._boxes.clear()
-        new = [name for name, seen in self._seen[key].items() if values[name] not in seen]
-        for name in new:
-            self._seen[key][name].add(values[name])
+        new = {name: index for name, seen in self._seen[key].items()
+               if (index := _index(own[name], values[name])) not in seen}
+        for name, index in new.items():
+            self._seen[key][name].add(index)
         if changed or new:
             self._boxes.clear()
         return key
@@ -60,7 +61,7 @@ class Structures:
         return self._boxes[key]
 
     def _learned_box(self, key: Key) -> Box:
-        foreign: dict[str, set[Any]] = {}
+        foreign: dict[str, set[int]] = {}
         for other in self.keys:
             switch = None if other == key else self._switch(key, other)
             if switch is not None:
@@ -100,17 +101,23 @@ class Structures:
             distribution = self.distributions[name]
             if not isinstance(distribution, CategoricalDistribution) or (switches_only and not self._power(name)):
                 continue
-            taken = {value for seen in self._seen.values() for value in seen.get(name, ())}
-            taken |= {values[name] for values in also if name in values}
+            taken = {index for seen in self._seen.values() for index in seen.get(name, ())}
+            taken |= {_index(distribution, values[name]) for values in also if name in values}
             for choice in distribution.choices:
-                if choice not in taken:
+                if _index(distribution, choice) not in taken:
                     return name, choice
         return None
 
 
-def _narrowed(name: str, distribution: BaseDistribution, foreign: set[Any], own: set[Any]) -> Dimension:
+def _index(distribution: BaseDistribution, value: Any) -> int:
+    """Of the first choice that equals this one; an integer's own value."""
+    return int(distribution.to_internal_repr(value))
+
+
+def _narrowed(name: str, distribution: BaseDistribution, foreign: set[int], own: set[int]) -> Dimension:
     if isinstance(distribution, CategoricalDistribution):
-        choices = [i for i, choice in enumerate(distribution.choices) if choice in own or choice not in foreign]
+        choices = [place for place, choice in enumerate(distribution.choices)
+                   if (index := _index(distribution, choice)) in own or index not in foreign]
         return Dimension(name, distribution, tuple(choices))
     if isinstance(distribution, IntDistribution):
         foreign, own = ({value for value in values if distribution._contains(value)} for values in (foreign, own))

@@ -55,6 +55,18 @@ def test_only_categoricals_all_tried_before_any_is_repeated() -> None:
     assert study.best_value == 1
 
 
+@pytest.mark.filterwarnings("ignore:Choices for a categorical distribution")  # lists cannot be stored in a database
+@pytest.mark.parametrize("choices", [[[64], [64, 64], {"of": 32}], [math.nan, 1.0, 2.0]])
+def test_choices_that_are_no_plain_values(choices: list[Any]) -> None:
+    def objective(trial: Trial) -> float:
+        choice = trial.suggest_categorical("widths", [float("nan") if choice != choice else choice for choice in choices])
+        return len(str(choice)) + (trial.suggest_float("x", 0, 1) - 0.3) ** 2
+
+    study = studied(objective, 20)
+    assert distinct(study) == 20
+    assert len({str(trial.params["widths"]) for trial in study.trials}) == 3
+
+
 def test_log_integers_cost_no_trial_twice() -> None:
     study = studied(lambda trial: abs(trial.suggest_int("rank", 1, 8, log=True) - 5), 8)
     assert distinct(study) == 8
