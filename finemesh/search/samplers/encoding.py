@@ -84,8 +84,12 @@ class Dimension:
             return int(stepped) if isinstance(distribution, IntDistribution) else min(float(stepped), high)
         if coordinate in (0.0, 1.0):
             value = (low, high)[int(coordinate)]
+        elif not distribution.log:
+            value = low + coordinate * (high - low)
+        elif high / low < math.inf:
+            value = low * (high / low) ** coordinate
         else:
-            value = low * (high / low) ** coordinate if distribution.log else low + coordinate * (high - low)
+            value = math.exp(math.log(low) + coordinate * _log_ratio(high, low))
         return round(value) if isinstance(distribution, IntDistribution) else float(value)
 
     def coordinate(self, value: Any) -> float | None:
@@ -104,7 +108,7 @@ class Dimension:
         if self.size is not None:
             assert distribution.step is not None
             return float(round((value - low) / distribution.step))
-        share = math.log(value / low) / math.log(high / low) if distribution.log else (value - low) / (high - low)
+        share = _log_ratio(value, low) / _log_ratio(high, low) if distribution.log else (value - low) / (high - low)
         return round(min(max(share, 0.0), 1.0), DIGITS)
 
 
@@ -153,6 +157,11 @@ class Box:
             else:
                 columns.append(column if dimension.size is None else column / max(1, dimension.size - 1))
         return np.stack(columns, axis=1).astype(float) if columns else np.zeros((len(points), 0))
+
+
+def _log_ratio(value: float, low: float) -> float:
+    """Also where the ratio is too large for a number."""
+    return math.log(value / low) if value / low < math.inf else math.log(value) - math.log(low)
 
 
 def same(value: Any, other: Any) -> bool:

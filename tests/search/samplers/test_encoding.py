@@ -36,6 +36,12 @@ def test_logarithmic_floats_are_even_in_the_logarithm() -> None:
     assert one.coordinate(1e-3) == pytest.approx(0.75)
 
 
+def test_logarithmic_floats_whose_ratio_is_too_large_for_a_number() -> None:
+    one = dimension(FloatDistribution(1e-200, 1e200, log=True))
+    assert one.value(0.75) == pytest.approx(1e100)
+    assert [one.coordinate(value) for value in (1e-100, 1e150, 1e200)] == [0.25, 0.875, 1.0]
+
+
 def test_both_ends_are_reached_exactly() -> None:
     for distribution in DISTRIBUTIONS[:2]:
         one = dimension(distribution)
