@@ -117,6 +117,9 @@ def tune_again(folder: Path, number: int, observer: Observer | None = None) -> O
     if former is None:
         numbers = [outcome.number for outcome in run.outcomes()]
         raise InputError(f"{folder} has no trial {number} that ended; it has {_ranges(numbers)}")
+    if not former.started:
+        raise InputError(f"trial {number} was not started, so there is nothing to repeat: {former.error}. Run its settings "
+                         "with --method and --set")
     place = run.path / "again" / f"{number:04d}"
     shutil.rmtree(place, ignore_errors=True)
     job = Job(number, former.method, former.hyperparameters, former.seed, former.steps, place)

@@ -260,6 +260,8 @@ def test_constraints_make_a_trial_infeasible_before_it_trains(places, tmp_path):
     assert (infeasible["trained_tokens"], infeasible["started"]) == (0, False)
     assert infeasible["error"].startswith("predicted: trainable_parameters would be ")
     assert document["best"]["method"] == "prompt"
+    with pytest.raises(InputError, match="was not started, so there is nothing to repeat: predicted: trainable_parameters"):
+        api.tune_again(tmp_path / "run", infeasible["number"])
 
 
 @pytest.mark.usefixtures("in_process")
