@@ -114,8 +114,8 @@ class RunFolder:
 
     def finish(self) -> dict[str, Any] | None:
         """What finish.json says; None until the leaders of these very trials are repeated and tested."""
-        path = self.path / "finish.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        found: dict[str, Any] | None = read_json(self.path / "finish.json")
+        return found
 
     def write_finish(self, document: Mapping[str, Any]) -> None:
         with full_disk(self.path):
@@ -127,13 +127,12 @@ class RunFolder:
 
     def winner(self) -> dict[str, Any] | None:
         """Which run best/ was handed over from: method, hyperparameters, folder, seeds and loss."""
-        file = self.best / "finemesh.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+        found: dict[str, Any] | None = read_json(self.best / "finemesh.json")
+        return found
 
     def clock(self) -> dict[str, float]:
         """`seconds` spent by the command so far, and of these the phases' (search, finish)."""
-        path = self.path / "clock.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return read_json(self.path / "clock.json") or {}
 
     def write_clock(self, phase: str, seconds: float) -> None:
         phases = {name: value for name, value in self.clock().items() if name != "seconds"} | {phase: seconds}
@@ -207,11 +206,27 @@ class RunFolder:
         _check_same(read_yaml(self.config).values, config, self.path, defaults or {})
 
 
+def read_json(path: Path) -> Any:
+    """None where there is no such file."""
+    with undamaged(path):
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+@contextmanager
+def undamaged(path: Path) -> Iterator[None]:
+    """Names a file that cannot be read: a kill or a full disk leaves none such, a copy that was cut off may."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise InputError(f"it is damaged ({error}): put a copy of it back, or search again with another --out",
+                         file=path) from error
+
+
 def read_curve(folder: Path) -> Curve:
     """The whole lines: the last one of a run that was killed may be cut off."""
     path = folder / "curve.jsonl"
     lines: Curve = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
         try:
             lines.append(json.loads(text))
         except json.JSONDecodeError:
@@ -237,8 +252,11 @@ def disk_is_full(path: Path) -> InputError:
 
 def _outcomes(parent: Path) -> list[Outcome]:
     folders = sorted(parent.iterdir()) if parent.is_dir() else []
-    found = [outcome for folder in folders if (outcome := read_outcome(folder)) is not None]
-    return sorted(found, key=lambda outcome: outcome.number)
+    found = []
+    for folder in folders:
+        with undamaged(folder / "outcome.json"):
+            found.append(read_outcome(folder))
+    return sorted(filter(None, found), key=lambda outcome: outcome.number)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -3,7 +3,6 @@
 A run may be of any age: still searching, stopped, with every trial failed, finished. What is missing is empty here.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +12,7 @@ from typing import Any
 from finemesh.errors import InputError
 from finemesh.objectives import LOSS, front
 from finemesh.results import words
-from finemesh.run import Curve, RunFolder
+from finemesh.run import Curve, RunFolder, read_json
 from finemesh.trial import Outcome
 from finemesh.yaml_lines import read_yaml
 
@@ -160,7 +159,7 @@ def tokens_of(outcomes: Sequence[Outcome]) -> int:
 
 def read_document(path: Path) -> dict[str, Any]:
     """{} where there is no such file."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return read_json(path) or {}
 
 
 def state(run: RunFolder) -> str:
@@ -174,6 +173,8 @@ def read_record(folder: Path) -> Record:
         raise InputError(f"{folder} is not the folder of a run: it has no config.yaml. Name the folder that "
                          "`finemesh search` wrote (its `out`).")
     config = read_yaml(run.config).values
+    if not isinstance(config, Mapping):
+        raise InputError("it holds no config: put back the one that this run was started with", file=run.config)
     known = run.outcomes()
     continued = {outcome.continues for outcome in known}
     outcomes = [outcome for outcome in known if outcome.number not in continued]

@@ -1,12 +1,11 @@
 """What the test split says of finished runs, each measured once: the result is kept beside the run."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from finemesh.run import RunFolder
+from finemesh.run import RunFolder, read_json
 from finemesh.search.executors.base import Executor
 from finemesh.search.intervals import difference, interval
 from finemesh.search.observer import Observer
@@ -50,8 +49,8 @@ def _arguments(folder: Path, run: RunFolder) -> dict[str, Any]:
 
 
 def _kept(folder: Path) -> dict[str, Any] | None:
-    path = folder / "evaluated.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    found: dict[str, Any] | None = read_json(folder / "evaluated.json")
+    return found
 
 
 def _replies(executor: Executor, count: int) -> list[tuple[int, dict[str, Any]]]:

@@ -168,6 +168,26 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
         status(tmp_path)
 
 
+@pytest.mark.parametrize(("name", "content"), [
+    ("trials/0005/outcome.json", '{"number": 5, "st'), ("trials/0005/outcome.json", "{}"), ("finish.json", ""),
+    ("clock.json", ""), ("config.yaml", ""), ("machine.json", "\0"),
+])
+def test_a_damaged_file_is_named(make_run: Make, name: str, content: str) -> None:
+    run = make_run()
+    (run / name).write_text(content)
+    for show in (status, write_report):
+        with pytest.raises(InputError, match=name):
+            show(run)
+
+
+def test_a_damaged_curve_is_shown_as_far_as_it_goes(make_run: Make) -> None:
+    run = make_run()
+    whole = RunFolder(run).curve(0)
+    with open(run / "trials/0000/curve.jsonl", "ab") as file:
+        file.write(b"\x00\xff\xfe")
+    assert RunFolder(run).curve(0) == whole != []
+
+
 def test_a_promoted_trial_counts_once_with_all_its_tokens(make_run: Make) -> None:
     run = make_run(trials=0, finished=False)
     ended = [Outcome(0, "pruned", "lora", {"rank": 8}, 0, 10, 2.5, trained_tokens=100),
