@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from finemesh.config import Config
 from finemesh.data_config import DataConfig
@@ -34,7 +34,7 @@ from finemesh.tuning.machine import describe_machine, usable_cores
 from finemesh.tuning.methods import METHODS, Context
 from finemesh.tuning.models import (
     ModelSource,
-    TaskName,
+    check_task,
     context_length,
     context_of,
     find_model,
@@ -103,7 +103,7 @@ def read_data(config: Config, source: ModelSource) -> Splits:
     dropped = 0
     with config.placed():
         splits = load_data(config)
-        _check_summary(source, splits.task)
+        check_task(source, splits.task)
         tokenizer = load_tokenizer(source)
         for name in NAMES:
             rows, lost = encode_all(splits[name], tokenizer, data.max_length, splits.task, labels=splits.labels, name=name)
@@ -122,15 +122,6 @@ def read_data(config: Config, source: ModelSource) -> Splits:
     if dropped:
         notes += (f"{dropped} rows have no scored token within data.max_length {data.max_length} and were left out",)
     return replace(splits, **kept, dropped=splits.dropped + dropped, notes=notes)
-
-
-def _check_summary(source: ModelSource, task: TaskName) -> None:
-    """FieldError for a classifier or regressor that reads the padding behind a row, as XLNet's."""
-    config = AutoConfig.from_pretrained(source.location)
-    if task != "instruct" and getattr(config, "summary_type", None) == "last":
-        raise FieldError(f"{source.name} ({config.model_type}) decides by the last position of a row, which is padding where a "
-                         "longer row is beside it. Use an encoder that decides by the first, such as BERT, or a causal model",
-                         "model")
 
 
 def searched_space(config: Config, splits: Splits, source: ModelSource) -> Space:

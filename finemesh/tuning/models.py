@@ -19,7 +19,6 @@ import torch
 import transformers
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
-from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -31,11 +30,11 @@ from transformers import (
 )
 
 from finemesh.errors import FieldError
+from finemesh.tuning.heads import head_of, load_with_head
 
 TaskName = Literal["instruct", "classify", "regress"]
 AFTER_PADDING = frozenset({"camembert", "data2vec-text", "ibert", "longformer", "luke", "mpnet", "roberta",
                            "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"})  # where positions begin
-HEADS = ("classifier", "score")  # what transformers calls the new layer of a sequence classifier
 CONVERSION = "1"  # raised when the conversion changes, so that old cache entries are not used
 
 
@@ -123,24 +122,20 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
 
 def load_model(source: ModelSource, task: TaskName, *, labels: Sequence[str] = (), dtype: torch.dtype = torch.float32,
                head_seed: int = 0, pad_id: int | None = None) -> PreTrainedModel:
-    """The frozen base model in evaluation mode. What the checkpoint lacks of a classifier or regressor is drawn with
-    `head_seed`, and named in `drawn_layers`; so is the head where it tells other labels apart."""
+    """The frozen base model in evaluation mode. What is new in a classifier or regressor is drawn with `head_seed`."""
     check_task(source, task)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(head_seed)
-        model: Any
+        model: PreTrainedModel
         if task == "instruct":
             model = AutoModelForCausalLM.from_pretrained(source.location, dtype=dtype)
         else:
-            model, missing = _with_head(source, dtype=dtype, **_head(task, labels))
-            _follow_labels(model, AutoConfig.from_pretrained(source.location), labels)
-            model.drawn_layers = _drawn(model, missing)
+            model = load_with_head(source.location, labels, dtype=dtype)
     if pad_id is not None:
         model.config.pad_token_id = pad_id
     model.name_or_path = source.public_name
     model.config.use_cache = False
-    frozen: PreTrainedModel = model.requires_grad_(False).eval()
-    return frozen
+    return model.requires_grad_(False).eval()
 
 
 def load_skeleton(source: ModelSource, task: TaskName, *, labels: Sequence[str] = ()) -> PreTrainedModel:
@@ -149,66 +144,14 @@ def load_skeleton(source: ModelSource, task: TaskName, *, labels: Sequence[str] 
     Which of them will be drawn is only known where the checkpoint is here already.
     """
     check_task(source, task)
-    head = {} if task == "instruct" else _head(task, labels)
-    auto = AutoModelForCausalLM if task == "instruct" else AutoModelForSequenceClassification
-    with torch.device("meta"):
-        model: Any = auto.from_config(AutoConfig.from_pretrained(source.location, **head))
     if task != "instruct":
         with suppress(OSError):
-            _, missing = _with_head(source, device_map="meta", local_files_only=True, **head)
-            model.drawn_layers = _drawn(model, missing)
-    skeleton: PreTrainedModel = model
-    return skeleton
-
-
-def new_layers(model: nn.Module) -> list[str]:
-    """What transformers adds to a classifier or regressor and draws anew each time: the head, any layer before it of a like
-    name, such as DistilBERT's pre_classifier, and what else the checkpoint lacks, such as DeBERTa's pooler. All are trained."""
-    heads = [name for name, _ in model.named_children() if name.endswith(HEADS)]
-    drawn: list[str] = getattr(model, "drawn_layers", [])
-    return heads + [name for name in drawn if name.split(".")[0] not in heads]
-
-
-def _with_head(source: ModelSource, **options: Any) -> tuple[Any, set[str]]:
-    """A classifier or regressor, and the names of the parameters that its checkpoint does not have in this shape."""
-    said = transformers.utils.logging.get_verbosity()
-    transformers.utils.logging.set_verbosity_error()  # it would list those as a thing to worry about
-    try:
-        model, told = AutoModelForSequenceClassification.from_pretrained(
-            source.location, ignore_mismatched_sizes=True, output_loading_info=True, **options)
-    finally:
-        transformers.utils.logging.set_verbosity(said)
-    return model, {*told["missing_keys"], *(name for name, *_ in told["mismatched_keys"])}
-
-
-def _drawn(model: nn.Module, missing: set[str], prefix: str = "") -> list[str]:
-    """The fewest modules that hold the missing parameters: whole ones where nothing of them is known."""
-    found = []
-    for name, child in model.named_children():
-        own = [f"{prefix}{name}.{parameter}" for parameter, _ in child.named_parameters()]
-        lacking = missing.intersection(own)
-        if lacking and (len(lacking) == len(own) or not list(child.children())):
-            found.append(prefix + name)
-        elif lacking:
-            found += _drawn(child, missing, f"{prefix}{name}.")
-    return found
-
-
-@torch.no_grad()
-def _follow_labels(model: Any, before: Any, labels: Sequence[str]) -> None:
-    """A checkpoint's own head has its labels in its own order: put it in ours, or draw it where they are others."""
-    names = [str(before.id2label[i]) for i in range(before.num_labels)]
-    if len(names) != len(labels) or names == [f"LABEL_{i}" for i in range(len(names))]:  # no head of this shape, or no names
-        return
-    output = [module for module in model.modules() if isinstance(module, nn.Linear) and module.out_features == len(labels)][-1]
-    if set(names) == set(labels):
-        order = torch.tensor([names.index(label) for label in labels])
-        for parameter in output.parameters():
-            parameter.copy_(parameter[order])
-        return
-    output.weight.normal_(0.0, getattr(model.config, "initializer_range", 0.02))
-    if output.bias is not None:
-        output.bias.zero_()
+            return load_with_head(source.location, labels, device_map="meta", local_files_only=True)
+    config = AutoConfig.from_pretrained(source.location, **({} if task == "instruct" else head_of(labels)))
+    auto = AutoModelForCausalLM if task == "instruct" else AutoModelForSequenceClassification
+    with torch.device("meta"):
+        model: PreTrainedModel = auto.from_config(config)
+    return model
 
 
 def check_task(source: ModelSource, task: TaskName) -> None:
@@ -217,6 +160,10 @@ def check_task(source: ModelSource, task: TaskName) -> None:
     if task == "instruct" and not is_causal(config):
         raise FieldError(f"{source.name} ({config.model_type}) is an encoder and cannot write answers; "
                          "task: instruct needs a causal model. Encoders do task: classify or regress.", "model")
+    if task != "instruct" and getattr(config, "summary_type", None) == "last":  # XLNet's kind
+        raise FieldError(f"{source.name} ({config.model_type}) decides by the last position of a row, which is padding where a "
+                         "longer row is beside it. Use an encoder that decides by the first, such as BERT, or a causal model",
+                         "model")
 
 
 def is_causal(config: PretrainedConfig) -> bool:
@@ -238,13 +185,6 @@ def context_length(config: PretrainedConfig) -> int:
     """Tokens that the model can take. RoBERTa's kind counts positions from the one after padding's."""
     positions = int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", 0) or 1_000_000)
     return positions - (config.pad_token_id or 0) - 1 if config.model_type in AFTER_PADDING else positions
-
-
-def _head(task: TaskName, labels: Sequence[str]) -> dict[str, Any]:
-    if task == "regress":
-        return {"num_labels": 1, "problem_type": "regression"}
-    names = dict(enumerate(labels))
-    return {"num_labels": len(labels), "id2label": names, "label2id": {name: i for i, name in names.items()}}
 
 
 def _in_package(name: str) -> ModelSource:

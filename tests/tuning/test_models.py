@@ -132,17 +132,18 @@ def test_a_checkpoint_of_another_number_of_labels(tmp_path):
         assert model.drawn_layers == load_skeleton(source, task, labels=labels).drawn_layers == ["classifier"]
 
 
-@pytest.mark.parametrize(("names", "order"), [
-    (["yes", "no"], [1, 0]), (["LABEL_0", "LABEL_1"], [0, 1]), (["bad", "good"], None)])
-def test_a_checkpoint_s_own_head_follows_our_labels(tmp_path, names, order):
+@pytest.mark.parametrize(("names", "labels", "order"), [
+    (["yes", "no"], ["no", "yes"], [1, 0]), (["LABEL_0", "LABEL_1"], ["no", "yes"], [0, 1]),
+    (["bad", "good"], ["0", "1"], [0, 1]), (["bad", "good"], ["no", "yes"], None)])
+def test_a_checkpoint_s_own_head_follows_our_labels(tmp_path, names, labels, order):
     saved = tiny.classifier()
     saved.config.id2label, saved.config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
     torch.nn.init.normal_(saved.classifier.bias)
     saved.save_pretrained(tmp_path / "model")
-    model = load_model(find_model(str(tmp_path / "model")), "classify", labels=["no", "yes"])
+    model = load_model(find_model(str(tmp_path / "model")), "classify", labels=labels)
     for found, before in zip(model.classifier.parameters(), saved.classifier.parameters(), strict=True):
         assert not torch.equal(found, before) if order is None else torch.equal(found, before[order])
-    assert model.config.id2label == {0: "no", 1: "yes"}
+    assert model.config.id2label == dict(enumerate(labels))
 
 
 def test_a_package(folder, tmp_path, monkeypatch):

@@ -21,7 +21,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from finemesh.hyperparameter import Hyperparameters
 from finemesh.tuning.data.batches import Encoded
 from finemesh.tuning.data.examples import Example
-from finemesh.tuning.models import HEADS, TaskName, new_layers
+from finemesh.tuning.heads import HEADS, new_layers
+from finemesh.tuning.models import TaskName
 
 Point = Mapping[str, Any]
 PEFT_TASKS: dict[str, TaskType] = {

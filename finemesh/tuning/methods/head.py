@@ -15,8 +15,9 @@ from transformers import PreTrainedModel
 
 from finemesh.hyperparameter import real
 from finemesh.tuning.features import Features, Probe
+from finemesh.tuning.heads import HEADS
 from finemesh.tuning.methods.base import Context, Method, Point, save_whole
-from finemesh.tuning.models import HEADS, TaskName
+from finemesh.tuning.models import TaskName
 
 
 def head_name(model: PreTrainedModel) -> str:

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 
 from finemesh.hyperparameter import choice, integer, real
 from finemesh.tuning.architecture import anywhere, architecture
+from finemesh.tuning.heads import HEADS, new_layers
 from finemesh.tuning.methods.base import PEFT_TASKS, AdapterMethod, Context, Point
-from finemesh.tuning.models import HEADS, new_layers
 
 REFERENCE_RANK = 8
 MAMBA = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")  # PEFT refuses their out_proj

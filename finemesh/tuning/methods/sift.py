@@ -20,13 +20,13 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from finemesh.hyperparameter import choice, integer, real
+from finemesh.tuning.heads import new_layers
 from finemesh.tuning.kernels.sparse import SparseLinear
 from finemesh.tuning.memory import release_freed_heap
 from finemesh.tuning.methods.base import PEFT_TASKS, Context, Method, Point
 from finemesh.tuning.methods.calibration import calibration_rows, summed_gradients
 from finemesh.tuning.methods.selection import highest, highest_overall, score
 from finemesh.tuning.methods.targets import linear_layers
-from finemesh.tuning.models import new_layers
 
 GRADIENT_SCORES = ("gradient", "gradient_weight")
 Tensors = dict[str, torch.Tensor]

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from finemesh.tuning.architecture import anywhere, architecture
-from finemesh.tuning.models import new_layers
+from finemesh.tuning.heads import new_layers
 
 
 def linear_layers(model: PreTrainedModel, which: str) -> dict[str, nn.Linear | Conv1D]:

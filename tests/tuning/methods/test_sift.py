@@ -12,12 +12,12 @@ from torch import nn
 
 from finemesh.tuning.data.batches import collate
 from finemesh.tuning.evaluation.loss import batch_losses, evaluate
+from finemesh.tuning.heads import new_layers
 from finemesh.tuning.kernels.sparse import SparseLinear
 from finemesh.tuning.methods import METHODS
 from finemesh.tuning.methods.calibration import calibration_rows, summed_gradients
 from finemesh.tuning.methods.selection import highest, highest_overall
 from finemesh.tuning.methods.targets import linear_layers
-from finemesh.tuning.models import new_layers
 from finemesh.tuning.training import Plan, fine_tune
 from tests import tiny
 
