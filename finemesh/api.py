@@ -69,7 +69,7 @@ def search(config: Config, *, observer: Observer | None = None, here: int | None
     with _begun(run, config, lambda free: _lend_a_hand(run, config, watcher, here, free)):
         study = prepare(config, run, here)
         earlier = earlier_points(config, run, study)
-        for note in study.splits.notes if not (run.path / "trials").exists() else ():
+        for note in _remarks(config, study) if not (run.path / "trials").exists() else ():
             watcher.message(note)
         settings = config.search
         with _workers(run, study.task, config, here) as executor:
@@ -89,6 +89,14 @@ def search(config: Config, *, observer: Observer | None = None, here: int | None
                    rows={name: len(study.splits[name]) for name in ("train", "validation", "test")})
         hand_over(run, config)
     return read_status(run.path)
+
+
+def _remarks(config: Config, study: Study) -> list[str]:
+    """What is worth a word before a search."""
+    trials, methods = config.search.trials, len(study.references)
+    few = [f"search.trials: {trials} trials do not try each of the {methods} methods: the others are only measured with their "
+           "reference settings, at the end"] if trials < methods else []
+    return [*study.splits.notes, *few]
 
 
 def tune(config: Config, method: str, settings: Mapping[str, Any], steps: int | None = None, out: str | None = None,
@@ -147,12 +155,12 @@ def check(config: Config, message: Callable[[str], None] = lambda text: None) ->
     source = model_of(config)
     splits = read_data(config, source)
     searched_space(config, splits, source)
-    warnings = list(splits.notes)
     parent = None if config.executor == "local" else next(p for p in Path(config.out).absolute().parents if p.is_dir())
     with tempfile.TemporaryDirectory(dir=parent) as temporary:
         run = RunFolder(Path(temporary) / "check")
         run.path.mkdir()
         study = prepare(config, run)
+        warnings = _remarks(config, study)
         earlier_points(config, run, study)
         with _workers(run, replace(study.task, steps=CHECK_STEPS), config, 1) as executor:
             outcomes: dict[str, Outcome] = {}

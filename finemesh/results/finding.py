@@ -34,14 +34,18 @@ def finding(record: Record) -> str:
     untuned = next((row for row in rows if row.kind == "untuned" and row.loss is not None), None)
     best_reference = min((row for row in rows if row.kind == "reference" and row.loss is not None),
                          key=lambda row: row.loss or 0.0, default=None)
-    text = f"{winner.method} with {winner.settings} is the best fine-tuning found: its loss on rows that the search " \
-           f"never saw is {words.loss(winner.loss)} (95 % interval {words.interval(winner.result)})"
+    behind = best_reference is not None and best_reference.compared(winner) < 0
+    text = f"{winner.method} with {winner.settings} is the best {'of the trials' if behind else 'fine-tuning found'}: its " \
+           f"loss on rows that the search never saw is {words.loss(winner.loss)} (95 % interval {words.interval(winner.result)})"
     text += f", against {words.loss(untuned.loss)} for the untuned model." if untuned else "."
     if untuned:
         text += {1: difference(untuned), 0: " Whether fine-tuning helps at all cannot be told from this test split.",
                  -1: " The untuned model does better."}[untuned.compared(winner)]
     if best_reference is not None:
         text += against(winner, best_reference)
+    if behind and best_reference is not None and best_reference.method not in {o.method for o in record.trials}:
+        text += f" No trial was of {best_reference.method}: give the search at least as many as there are methods " \
+                f"({len((record.finish or {})['reference'])})."
     return " ".join(filter(None, (text, words.leaders(record.noise), on_front(record))))
 
 
