@@ -36,7 +36,8 @@ def finding(record: Record) -> str:
                          key=lambda row: row.loss or 0.0, default=None)
     behind = best_reference is not None and best_reference.compared(winner) < 0
     text = f"{winner.method} with {winner.settings} is the best {'of the trials' if behind else 'fine-tuning found'}: its " \
-           f"loss on rows that the search never saw is {words.loss(winner.loss)} (95 % interval {words.interval(winner.result)})"
+           f"loss on rows that the search never saw is {words.loss(winner.loss)} " \
+           f"(95 % interval {words.interval(winner.result)})"
     text += f", against {words.loss(untuned.loss)} for the untuned model." if untuned else "."
     if untuned:
         text += {1: difference(untuned), 0: " Whether fine-tuning helps at all cannot be told from this test split.",

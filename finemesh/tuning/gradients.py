@@ -9,12 +9,13 @@ from torch import nn
 
 from finemesh.tuning.data.batches import Encoded, collate
 from finemesh.tuning.evaluation.loss import batch_losses
-from finemesh.tuning.kernels import runs_in_threads
+from finemesh.tuning.kernels import common_share, runs_in_threads
 from finemesh.tuning.kernels.int8 import in_int8
 from finemesh.tuning.models import TaskName
-from finemesh.tuning.side_by_side import side_by_side, sides
+from finemesh.tuning.side_by_side import SIDES, side_by_side, sides
 
 LIGHT = 0.25  # of the weights: the gradients of so many may be held twice
+AGAIN = 0.1  # of a batch's tokens: where parts would compute more than that a second time, the whole is faster (LOG.md)
 
 
 class Gradients:
@@ -28,7 +29,7 @@ class Gradients:
 
     def add(self, rows: Sequence[Encoded], divisor: float) -> list[torch.Tensor]:
         """Those of the rows' sum of losses over `divisor`, to what `grad` holds; the losses, part by part."""
-        if not self._in_threads:
+        if not self._in_threads or (SIDES - 1) * common_share(self._tuned, [row.input_ids for row in rows]) > AGAIN:
             losses = self._losses(rows)
             self._accelerator.backward(losses.sum() / divisor)
             return [losses.detach()]

@@ -90,10 +90,12 @@ def test_a_winner_behind_settings_that_no_trial_had_is_only_the_best_of_the_tria
     assert "is the best of the trials: its loss" in text
     assert "No trial was of" not in text
     finish = json.loads((run / "finish.json").read_text())
-    finish["reference"]["prefix"] = finish["reference"]["head"] | {"loss": 0.5, "above_winner": {"loss": -1.3, "low": -1.4, "high": -1.2}}
+    ahead = {"loss": 0.5, "above_winner": {"loss": -1.3, "low": -1.4, "high": -1.2}}
+    finish["reference"]["prefix"] = finish["reference"]["head"] | ahead
     (run / "finish.json").write_text(json.dumps(finish))
     text = " ".join(printed(print_summary, run).split())
-    assert f"No trial was of prefix: give the search at least as many as there are methods ({len(finish['reference'])})." in text
+    methods = len(finish["reference"])
+    assert f"No trial was of prefix: give the search at least as many as there are methods ({methods})." in text
 
 
 def test_a_winner_within_the_untuned_interval_proves_nothing(make_run: Make) -> None:

@@ -12,7 +12,8 @@ from finemesh.tuning import gradients
 from finemesh.tuning.data.batches import Encoded
 from finemesh.tuning.evaluation import loss as evaluation
 from finemesh.tuning.evaluation.loss import evaluate
-from finemesh.tuning.kernels import runs_in_threads
+from finemesh.tuning.gradients import Gradients
+from finemesh.tuning.kernels import common_share, runs_in_threads
 from finemesh.tuning.kernels.compiled import thread_safe
 from finemesh.tuning.kernels.pointwise import rms_norm
 from finemesh.tuning.methods import METHODS
@@ -107,6 +108,7 @@ def test_training_is_the_same(two_threads, tmp_path, monkeypatch, name, changes)
     monkeypatch.setattr(gradients, "LIGHT", 0.0)
     whole = trained(tmp_path / "whole", name, point, **changes)
     monkeypatch.setattr(gradients, "LIGHT", 1.0)
+    monkeypatch.setattr(gradients, "AGAIN", 1.0)
     counts = counting(monkeypatch, gradients)
     parts, again = (trained(tmp_path / folder, name, point, **changes) for folder in ("parts", "again"))
     assert set(counts) == {SIDES}
@@ -162,3 +164,17 @@ def test_gradients_as_large_as_the_model_are_not_held_twice(two_threads, tmp_pat
     counts = counting(monkeypatch, gradients)
     trained(tmp_path / "full", "full", METHODS["full"].reference)
     assert not counts
+
+
+def test_rows_that_share_much_stay_together(two_threads, monkeypatch):
+    tuned, _ = tuned_model()
+    soft, _ = tuned_model("prompt", METHODS["prompt"].reference | {"length": 5})
+    alike, different = [[1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 7, 8]], [[1] * 30, [2] * 30]
+    assert common_share(tuned, alike) == 4 / 8
+    assert common_share(soft, alike) == 9 / 13
+    assert common_share(tuned, different) == 0
+    counts = counting(monkeypatch, gradients)
+    summed = Gradients(tuned, "instruct", 0, Accelerator(cpu=True), 32)
+    for ids in (alike, different):
+        summed.add([Encoded(row, [False] + [True] * (len(row) - 1)) for row in ids], 1.0)
+    assert counts == [SIDES]

@@ -10,6 +10,6 @@
     decoder.py       the way through a model's modules; when it may be taken
 """
 
-from finemesh.tuning.kernels.decoder import runs_in_threads, scored_losses, scored_states
+from finemesh.tuning.kernels.decoder import common_share, runs_in_threads, scored_losses, scored_states
 
-__all__ = ["runs_in_threads", "scored_losses", "scored_states"]
+__all__ = ["common_share", "runs_in_threads", "scored_losses", "scored_states"]

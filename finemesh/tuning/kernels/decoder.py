@@ -6,6 +6,7 @@ taken where it computes what the model itself would (`way_through` says), and no
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -79,6 +80,15 @@ def runs_in_threads(model: nn.Module, time: int) -> bool:
     """
     return (torch.get_num_threads() > 1 and way_through(model, time) is not None and not _drops(model)
             and all(parameter.device.type == "cpu" for parameter in model.parameters()) and thread_safe())
+
+
+def common_share(model: nn.Module, rows: Sequence[Sequence[int]]) -> float:
+    """Of a batch's packed tokens, the share of those that all rows begin with: trained vectors, and equal tokens."""
+    config: Any = model.active_peft_config if isinstance(model, PeftModel) else None
+    soft = config is not None and config.peft_type in (PeftType.PROMPT_TUNING, PeftType.P_TUNING)
+    same = sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, zip(*rows, strict=False)))
+    common = same + (int(config.num_virtual_tokens) if soft else 0)
+    return common / (common + sum(len(row) - same for row in rows))
 
 
 def _as_built(causal: Any, family: str, time: int) -> bool:
