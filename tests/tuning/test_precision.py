@@ -29,3 +29,16 @@ def test_measures_this_machine():
     assert found.fp32_gflops > 0
     assert found.bf16_gflops > 0
     assert Precision(**found.to_json()) == found
+
+
+def test_a_type_that_is_far_behind_is_not_waited_for(monkeypatch):
+    asked = []
+
+    def seconds(a, _):
+        asked.append(a.dtype)
+        return 1.0 if a.dtype is torch.bfloat16 else 0.01
+
+    monkeypatch.setattr(precision, "_seconds", seconds)
+    assert measure_precision(repeats=8).name == "fp32"
+    assert asked.count(torch.bfloat16) == 2
+    assert asked.count(torch.float32) == 9
