@@ -8,6 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from finemesh.tuning.data.batches import Batch
 from finemesh.tuning.kernels.compiled import thread_safe
 from finemesh.tuning.kernels.decoder import scored_losses
+from finemesh.tuning.kernels.head import cross_entropy
 from finemesh.tuning.kernels.int8 import in_int8
 from finemesh.tuning.kernels.sampled import Entries, Tokens
 
@@ -28,7 +29,9 @@ def main() -> None:
                 losses = scored_losses(model.to(weights), BATCH)
             assert losses is not None
             losses.sum().backward()
-        tokens = Tokens(torch.randn(4, 16, dtype=computing))
+        states = torch.randn(4, 16, dtype=computing, requires_grad=True)
+        cross_entropy(states, torch.randn(8, 16, dtype=computing), torch.arange(4)).sum().backward()
+        tokens = Tokens(states.detach())
         Entries(torch.tensor([3], dtype=torch.int32), (16, 16)).gradient(tokens, tokens)
 
 

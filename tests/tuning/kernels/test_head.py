@@ -30,3 +30,45 @@ def test_losses_of_bfloat16_states_are_not_rounded_to_bfloat16() -> None:
     assert found.dtype == torch.float32
     logits = (hidden @ weight.t()).float()
     torch.testing.assert_close(found, F.cross_entropy(logits, targets, reduction="none"))
+
+
+def frozen_head(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The gradient of the losses' sum for `hidden`, and what it is in float64."""
+    reads = hidden.clone().requires_grad_()
+    cross_entropy(reads, weight, targets).sum().backward()
+    exact = hidden.double().requires_grad_()
+    F.cross_entropy(exact @ weight.double().t(), targets, reduction="sum").backward()
+    assert reads.grad is not None
+    assert exact.grad is not None
+    return reads.grad.double(), exact.grad
+
+
+def test_in_bfloat16_tokens_that_no_position_finds_likely_change_less_than_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(300, 32).bfloat16(), torch.randn(4000, 32).bfloat16()
+    targets = (hidden.float() @ weight.float().t() + 3 * torch.randn(300, 4000)).argmax(1)  # peaked, as a trained model's
+    found, exact = frozen_head(hidden, weight, targets)
+    monkeypatch.setattr(head, "NEGLIGIBLE", 2.0 ** -120)
+    whole, _ = frozen_head(hidden, weight, targets)
+    rounding = (whole - exact).norm() / exact.norm()
+    assert 0 < (found - whole).norm() / exact.norm() < 0.5 * rounding < 0.01
+    assert (found - exact).norm() / exact.norm() < 1.1 * rounding
+
+
+@pytest.mark.parametrize(("dtype", "left_out"), [(torch.bfloat16, True), (torch.float32, False)])
+def test_what_is_left_out_is_no_target_and_only_in_bfloat16(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype,
+                                                            left_out: bool) -> None:
+    """Where all is called negligible, the targets of the chunk are what remains."""
+    monkeypatch.setattr(head, "NEGLIGIBLE", 2.0)
+    monkeypatch.setattr(head, "CHUNK", 4)
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(7, 8).to(dtype), torch.randn(50, 8).to(dtype)
+    targets = torch.tensor([3, 3, 49, 0, 7, 8, 7])
+    found, exact = frozen_head(hidden, weight, targets)
+    if left_out:
+        errors = (hidden.double() @ weight.double().t()).softmax(1) - F.one_hot(targets, 50)
+        kept = torch.zeros(7, 50)
+        kept[:4, [3, 49, 0]] = 1
+        kept[4:, [7, 8]] = 1
+        exact = (errors * kept) @ weight.double()
+    torch.testing.assert_close(found, exact, rtol=0.02, atol=0.02 if left_out else 1e-5)
