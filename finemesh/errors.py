@@ -1,7 +1,8 @@
 """What a user did wrong, said so that it can be mended. The command line prints it and exits with status 2."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -23,6 +24,16 @@ class FieldError(InputError):
     def __init__(self, message: str, *field: str | int) -> None:
         super().__init__(f"{'.'.join(map(str, field))}: {message}")
         self.message, self.field = message, field
+
+
+@contextmanager
+def undamaged(path: Path) -> Iterator[None]:
+    """Names a run's file that cannot be read: a kill or a full disk leaves none such, a copy that was cut off may."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"it is damaged ({error}): put a copy of it back, or search again with another --out",
+                         file=path) from error
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

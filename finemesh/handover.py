@@ -10,7 +10,7 @@ from finemesh.config import Config
 from finemesh.preparation import read_summary
 from finemesh.results.card import write_card
 from finemesh.results.report import write_report
-from finemesh.run import RunFolder, full_disk
+from finemesh.run import RunFolder, full_disk, read_json
 from finemesh.trial import write_json
 from finemesh.tuning.methods import METHODS, describe
 from finemesh.tuning.methods.prompting import Prompting
@@ -46,7 +46,7 @@ def _identity(winner: Mapping[str, Any]) -> dict[str, Any]:
 
 def _card(run: RunFolder, config: Config, task: Task, found: Mapping[str, Any]) -> dict[str, Any]:
     method = METHODS[found["winner"]["method"]]
-    machine = json.loads(run.machine.read_text(encoding="utf-8"))
+    machine = read_json(run.machine)
     peft_type = _peft_type(run.path / found["winner"]["folder"] / "adapter") if method.trains else None
     return {"name": run.path.name, "base_model": task.source.public_name, "task": task.task, "labels": list(task.labels),
             "method": describe(method), "peft_type": peft_type, "prompted": isinstance(method, Prompting), "finish": found,

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from finemesh.config import Config
 from finemesh.data_config import DataConfig
-from finemesh.errors import FieldError, InputError, nearest
+from finemesh.errors import FieldError, InputError, nearest, undamaged
 from finemesh.run import RunFolder, full_disk
 from finemesh.search.executors.ray import on_a_node
 from finemesh.search.space import Space
@@ -278,5 +278,6 @@ def _task(config: Config, run: RunFolder, source: ModelSource, splits: Splits, h
 
 def read_summary(run: RunFolder) -> dict[str, Any]:
     """What splits/summary.json says of the data."""
-    found: dict[str, Any] = json.loads((run.splits / "summary.json").read_text(encoding="utf-8"))
+    with undamaged(run.splits / "summary.json"):
+        found: dict[str, Any] = json.loads((run.splits / "summary.json").read_text(encoding="utf-8"))
     return found

@@ -17,7 +17,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from finemesh.errors import InputError
+from finemesh.errors import InputError, undamaged
 from finemesh.trial import Outcome, read_outcome, write_json
 from finemesh.yaml_lines import read_yaml, write_yaml
 
@@ -212,16 +212,6 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-@contextmanager
-def undamaged(path: Path) -> Iterator[None]:
-    """Names a file that cannot be read: a kill or a full disk leaves none such, a copy that was cut off may."""
-    try:
-        yield
-    except (ValueError, TypeError) as error:
-        raise InputError(f"it is damaged ({error}): put a copy of it back, or search again with another --out",
-                         file=path) from error
-
-
 def read_curve(folder: Path) -> Curve:
     """The whole lines: the last one of a run that was killed may be cut off."""
     path = folder / "curve.jsonl"
@@ -254,8 +244,7 @@ def _outcomes(parent: Path) -> list[Outcome]:
     folders = sorted(parent.iterdir()) if parent.is_dir() else []
     found = []
     for folder in folders:
-        with undamaged(folder / "outcome.json"):
-            found.append(read_outcome(folder))
+        found.append(read_outcome(folder))
     return sorted(filter(None, found), key=lambda outcome: outcome.number)
 
 

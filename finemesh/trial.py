@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from finemesh.errors import undamaged
+
 State = Literal["complete", "pruned", "infeasible", "failed"]
 SCORES = {"classify": ("accuracy", "f1", "matthews"), "regress": ("pearson", "spearman")}  # by task; higher is better
 HIGHER_IS_BETTER = frozenset(name for names in SCORES.values() for name in names)
@@ -118,4 +120,5 @@ def write_outcome(folder: Path, outcome: Outcome) -> None:
 def read_outcome(folder: Path) -> Outcome | None:
     """None where the trial has not ended."""
     path = folder / "outcome.json"
-    return Outcome(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+    with undamaged(path):
+        return Outcome(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None

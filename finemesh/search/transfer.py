@@ -16,7 +16,7 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 
-from finemesh.errors import InputError
+from finemesh.errors import InputError, undamaged
 from finemesh.run import RunFolder, full_disk
 from finemesh.search.samplers.encoding import Dimension
 from finemesh.search.space import Space
@@ -96,7 +96,8 @@ def write_known(run: RunFolder, points: Sequence[Known]) -> None:
 
 def read_known(run: RunFolder) -> list[Known]:
     """As they were when this study began, whatever has become of the earlier ones."""
-    return [Known(**fields) for fields in json.loads(run.earlier.read_text(encoding="utf-8"))]
+    with undamaged(run.earlier):
+        return [Known(**fields) for fields in json.loads(run.earlier.read_text(encoding="utf-8"))]
 
 
 class Transfer:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 
@@ -38,7 +38,15 @@ class Checkpoint:
             temporary.unlink(missing_ok=True)
 
     @staticmethod
-    def load(path: Path) -> "Checkpoint":
+    def load(path: Path) -> "Checkpoint | None":
+        """None where there is none, or one that was cut off in copying: the run begins anew."""
+        try:
+            return Checkpoint._load(path)
+        except (FileNotFoundError, SafetensorError):
+            return None
+
+    @staticmethod
+    def _load(path: Path) -> "Checkpoint":
         weights: dict[str, torch.Tensor] = {}
         optimizer: dict[int, dict[str, torch.Tensor]] = {}
         with safe_open(path, framework="pt") as file:

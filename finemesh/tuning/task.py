@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from finemesh.errors import undamaged
 from finemesh.tuning.models import ModelSource, TaskName
 from finemesh.tuning.precision import Precision
 
@@ -35,4 +36,5 @@ class Task:
 
     @staticmethod
     def read(path: Path) -> "Task":
-        return Task.from_json(json.loads(path.read_text(encoding="utf-8")))
+        with undamaged(path):
+            return Task.from_json(json.loads(path.read_text(encoding="utf-8")))

@@ -181,9 +181,9 @@ class _Run:
     def continue_from_checkpoint(self, optimizer: torch.optim.Optimizer) -> Schedule:
         """Take up a checkpoint that lies on this plan's way; the schedule to go on with."""
         schedule = Schedule.over(self.plan.horizon)
-        if not self._checkpoint.exists():
-            return schedule
         saved = Checkpoint.load(self._checkpoint)
+        if saved is None:
+            return schedule
         former = Schedule(saved.progress["horizon"], saved.progress["warmup"])
         longer = Schedule(self.plan.horizon, former.warmup)
         same_way = saved.step <= min(former.decay_start, longer.decay_start) or former.horizon == longer.horizon

@@ -224,6 +224,14 @@ def test_a_lost_outcome_is_said(fake: SimpleNamespace, tmp_path: Path) -> None:
         fake.search(tmp_path, 2)
 
 
+@pytest.mark.parametrize("content", ['{"number": 1, "stat', '{"number": 1}', "[]"])
+def test_a_damaged_outcome_is_named(fake: SimpleNamespace, tmp_path: Path, content: str) -> None:
+    fake.search(tmp_path, 2)
+    (tmp_path / "trials" / "0001" / "outcome.json").write_text(content)
+    with pytest.raises(InputError, match=r"0001/outcome.json: it is damaged \(.+\): put a copy of it back"):
+        fake.search(tmp_path, 2)
+
+
 def test_the_search_knows_nothing_of_models() -> None:
     code = ("import sys, finemesh.search.study, finemesh.search.finish, finemesh.search.executors\n"
             "assert not [n for n in sys.modules if n.split('.')[0] in ('torch', 'transformers', 'peft')]\n"

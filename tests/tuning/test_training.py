@@ -92,6 +92,15 @@ def test_a_checkpoint_off_the_way_is_not_used(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(LORA.state(fresh).values(), LORA.state(planned).values(), strict=True))
 
 
+def test_a_checkpoint_that_was_cut_off_is_not_used(tmp_path):
+    tune(tmp_path / "a", 12, 20)
+    file = tmp_path / "a" / "checkpoint.safetensors"
+    file.write_bytes(file.read_bytes()[:2000])
+    _, progress = tune(tmp_path / "a", 20, 20)
+    _, whole = tune(tmp_path / "b", 20, 20)
+    assert [line.validation_loss for line in progress.curve] == [line.validation_loss for line in whole.curve]
+
+
 def test_a_rate_beyond_reason_is_divergence(tmp_path):
     with pytest.raises(Diverged, match="training loss is"):
         tune(tmp_path / "a", 40, 40, {**POINT, "learning_rate": float("inf")})

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
+from finemesh.errors import undamaged
 from finemesh.search.fidelities.history import History
 from finemesh.trial import Hurdle, write_json
 
@@ -33,9 +34,10 @@ class Start:
         file = folder / "start.json"
         if not file.exists():
             return None
-        fields = json.loads(file.read_text(encoding="utf-8"))
-        hurdles = fields["hurdles"]
-        return Start(**fields | {"hurdles": None if hurdles is None else tuple(Hurdle(**hurdle) for hurdle in hurdles)})
+        with undamaged(file):
+            fields = json.loads(file.read_text(encoding="utf-8"))
+            hurdles = fields["hurdles"]
+            return Start(**fields | {"hurdles": None if hurdles is None else tuple(Hurdle(**hurdle) for hurdle in hurdles)})
 
 
 class Fidelity(Protocol):
