@@ -46,20 +46,22 @@ def frozen_head(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tenso
 def test_in_bfloat16_tokens_that_no_position_finds_likely_change_less_than_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     hidden, weight = torch.randn(300, 32).bfloat16(), torch.randn(4000, 32).bfloat16()
-    targets = (hidden.float() @ weight.float().t() + 3 * torch.randn(300, 4000)).argmax(1)  # peaked, as a trained model's
+    hidden[:, 0], weight[:, 0] = 4, weight[:, 0] * 2  # most tokens are rare everywhere, as in a trained model
+    targets = (hidden.float() @ weight.float().t() + 3 * torch.randn(300, 4000)).argmax(1)
     found, exact = frozen_head(hidden, weight, targets)
     monkeypatch.setattr(head, "NEGLIGIBLE", 2.0 ** -120)
     whole, _ = frozen_head(hidden, weight, targets)
     rounding = (whole - exact).norm() / exact.norm()
-    assert 0 < (found - whole).norm() / exact.norm() < 0.5 * rounding < 0.01
+    assert 0 < (found - whole).norm() / exact.norm() < 0.5 * rounding < 0.015
     assert (found - exact).norm() / exact.norm() < 1.1 * rounding
 
 
-@pytest.mark.parametrize(("dtype", "left_out"), [(torch.bfloat16, True), (torch.float32, False)])
+@pytest.mark.parametrize(("dtype", "negligible", "left_out"), [
+    (torch.bfloat16, 2.0, True), (torch.bfloat16, head.NEGLIGIBLE, False), (torch.float32, 2.0, False)])
 def test_what_is_left_out_is_no_target_and_only_in_bfloat16(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype,
-                                                            left_out: bool) -> None:
-    """Where all is called negligible, the targets of the chunk are what remains."""
-    monkeypatch.setattr(head, "NEGLIGIBLE", 2.0)
+                                                            negligible: float, left_out: bool) -> None:
+    """Where all is called negligible, the targets of the chunk are what remains; where little is, nothing is left out."""
+    monkeypatch.setattr(head, "NEGLIGIBLE", negligible)
     monkeypatch.setattr(head, "CHUNK", 4)
     torch.manual_seed(0)
     hidden, weight = torch.randn(7, 8).to(dtype), torch.randn(50, 8).to(dtype)
@@ -71,4 +73,4 @@ def test_what_is_left_out_is_no_target_and_only_in_bfloat16(monkeypatch: pytest.
         kept[:4, [3, 49, 0]] = 1
         kept[4:, [7, 8]] = 1
         exact = (errors * kept) @ weight.double()
-    torch.testing.assert_close(found, exact, rtol=0.02, atol=0.02 if left_out else 1e-5)
+    torch.testing.assert_close(found, exact, rtol=0.02, atol=1e-5 if dtype == torch.float32 else 0.02)
