@@ -4,7 +4,7 @@ loss_i = -log softmax(W h_i)[t_i], and with p_i = softmax(W h_i) - onehot(t_i): 
 where g_i is the gradient that reaches loss_i. A frozen head's dh_i / g_i is computed beside the loss, while p_i is at hand.
 
 In bfloat16 a frozen head's dh_i leaves out the tokens that no position of its chunk gives a share of NEGLIGIBLE (after
-Wijmans et al., arXiv 2411.09009): three quarters of the vocabulary, which change dh by a fifth of what bfloat16 does (LOG.md).
+Wijmans et al., arXiv 2411.09009): three quarters of the vocabulary, which change dh by a third of what rounding does (LOG.md).
 """
 
 import math
