@@ -21,10 +21,10 @@ from replay import lines_of, recorded
 from result import machine, show, versions
 from rich.table import Table
 
+from finemesh.constraints import violations
 from finemesh.search.foresight import COUNTED, FORESEEN, Foresight
 from finemesh.search.space import Space
 from finemesh.trial import Outcome
-from finemesh.tuning.constraints import violations
 
 HERE = Path(__file__).parent
 PATHS = {  # how far a number has grown after a share of the steps; memory: medians of 18 trials on MiniLM

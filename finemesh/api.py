@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from finemesh.config import Config, load_config
@@ -244,6 +245,7 @@ def _begun(run: RunFolder, config: Config, meanwhile: Callable[[Callable[[], boo
     with run.locked(meanwhile):
         fresh = not run.config.exists()
         run.begin(_written(config), _defaults())
+        _forget_ended(run)
         try:
             yield
         except BaseException:
@@ -290,6 +292,13 @@ def _workers(run: RunFolder, task: Task, config: Config, count: int, logs: Path 
             yield executor
     finally:
         file.unlink(missing_ok=True)
+
+
+def _forget_ended(run: RunFolder) -> None:
+    """The files of this machine's processes that were killed."""
+    for file in run.path.glob(f".worker-{socket.gethostname()}-*.json"):
+        if not psutil.pid_exists(int(file.stem.rpartition("-")[2])):
+            file.unlink(missing_ok=True)
 
 
 def _process_name() -> str:

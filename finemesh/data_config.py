@@ -1,6 +1,7 @@
 """The data section of finemesh.yaml: one data set, or the tasks of an instruction mixture."""
 
 import re
+from collections.abc import Iterable
 from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
@@ -89,7 +90,16 @@ class DataConfig(Section):
     @property
     def source(self) -> str:
         """Where the rows come from, in words."""
-        return self.train or ", ".join(f"{name} ({task.train})" for name, task in (self.tasks or {}).items())
+        return self.train or self._named(self.clusters)
+
+    @property
+    def trained_on(self) -> str:
+        """The source without the tasks that are held out."""
+        held_out = self.held_out or ()
+        return self.train or self._named(name for name, cluster in self.clusters.items() if cluster not in held_out)
+
+    def _named(self, tasks: Iterable[str]) -> str:
+        return ", ".join(f"{name} ({(self.tasks or {})[name].train})" for name in tasks)
 
     @field_validator("tasks")
     @classmethod

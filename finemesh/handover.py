@@ -14,7 +14,7 @@ from finemesh.run import RunFolder, full_disk, read_json
 from finemesh.trial import write_json
 from finemesh.tuning.methods import METHODS, describe
 from finemesh.tuning.methods.prompting import Prompting
-from finemesh.tuning.models import load_tokenizer
+from finemesh.tuning.models import load_tokenizer, place_in_package
 from finemesh.tuning.task import Task
 
 
@@ -48,9 +48,12 @@ def _card(run: RunFolder, config: Config, task: Task, found: Mapping[str, Any]) 
     method = METHODS[found["winner"]["method"]]
     machine = read_json(run.machine)
     peft_type = _peft_type(run.path / found["winner"]["folder"] / "adapter") if method.trains else None
-    return {"name": run.path.name, "base_model": task.source.public_name, "task": task.task, "labels": list(task.labels),
-            "method": describe(method), "peft_type": peft_type, "prompted": isinstance(method, Prompting), "finish": found,
-            "data": read_summary(run), "source": config.data.source, "versions": machine["versions"], "machine": machine,
+    package = place_in_package(task.source.name) if task.source.name.startswith("package:") else None
+    return {"name": run.path.name, "base_model": task.source.public_name, "package": package, "task": task.task,
+            "labels": list(task.labels), "method": describe(method), "peft_type": peft_type,
+            "prompted": isinstance(method, Prompting), "finish": found,
+            "data": read_summary(run), "source": config.data.source, "trained_on": config.data.trained_on,
+            "versions": machine["versions"], "machine": machine,
             "steps": task.steps, "batch_size": task.batch_size, "max_length": task.max_length,
             "optimizer": config.search.optimizer, "fidelity": config.search.fidelity,
             "trials": sum(outcome.is_new for outcome in run.outcomes())}

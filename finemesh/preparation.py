@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from finemesh.config import Config
 from finemesh.data_config import DataConfig
 from finemesh.errors import FieldError, InputError, nearest, undamaged
-from finemesh.run import RunFolder, full_disk
+from finemesh.run import RunFolder, full_disk, read_json
 from finemesh.search.executors.ray import on_a_node
 from finemesh.search.space import Space
 from finemesh.search.transfer import Known, known_points, read_known, write_known
@@ -219,7 +219,7 @@ def prepare(config: Config, run: RunFolder, here: int | None = None) -> Study:
         task = prepared_task(config, run) if known else _task(config, run, source, splits, here or config.workers)
         write_json(run.task, task.to_json())
         write_json(run.space, space.to_json())
-        if not run.machine.exists():
+        if read_json(run.machine) is None:
             write_json(run.machine, describe_machine(task.threads) | {"precision": task.precision.to_json()})
     references = {name: space.point(name, {}, METHODS[name].reference) for name in space.methods}
     with config.placed():

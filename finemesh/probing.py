@@ -35,7 +35,7 @@ def probe(config: Config, *, run: Path | None = None, out: str | None = None, co
     tuned = _tuned_by(run, source.public_name, splits.labels) if run is not None else None
     with full_disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        about = {"model": source.public_name, "task": splits.task, "data": config.data.train, "batch_size": subject.batch_size,
+        about = {"model": source.public_name, "task": splits.task, "data": config.data.source, "batch_size": subject.batch_size,
                  "max_length": config.data.max_length, "seed": subject.seed, **asdict(extent),
                  "tuned": {"method": tuned[0], "run": str(run)} if tuned else None}
         document = about | measure(subject, extent, tuned, say)

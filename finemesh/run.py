@@ -207,9 +207,14 @@ class RunFolder:
 
 
 def read_json(path: Path) -> Any:
-    """None where there is no such file."""
+    """The object that the file holds; None where there is no such file."""
+    if not path.exists():
+        return None
     with undamaged(path):
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it holds no object")
+        return found
 
 
 def read_curve(folder: Path) -> Curve:
@@ -218,9 +223,12 @@ def read_curve(folder: Path) -> Curve:
     lines: Curve = []
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
         try:
-            lines.append(json.loads(text))
+            line = json.loads(text)
         except json.JSONDecodeError:
             break
+        if not isinstance(line, dict):
+            break
+        lines.append(line)
     return lines
 
 
@@ -258,13 +266,20 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _check_same(old: Any, new: Mapping[str, Any], path: Path, defaults: Mapping[str, Any]) -> None:
-    before, now = _flat(defaults) | _flat(old or {}), _flat(json.loads(json.dumps(new)))
+    before, now = _flat(_over(defaults, old or {})), _flat(json.loads(json.dumps(new)))
     differing = [name for name in sorted(before.keys() | now.keys())
                  if name not in MAY_CHANGE and before.get(name) != now.get(name)]
     if differing:
         lines = [f"  {name}: {before.get(name, 'not set')} there, {now.get(name, 'not set')} now" for name in differing]
         raise InputError(f"{path} holds a run of another config:\n" + "\n".join(lines) + "\nChoose another --out, or "
                          "set these back. Only search.trials, search.hours, executor and ray may change in a run.")
+
+
+def _over(defaults: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values, and the defaults of what they leave out."""
+    both = {name: _over(default, values[name]) for name, default in defaults.items()
+            if isinstance(default, Mapping) and isinstance(values.get(name), Mapping)}
+    return {**defaults, **values, **both}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import socket
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -262,6 +263,11 @@ def test_constraints_make_a_trial_infeasible_before_it_trains(places, tmp_path):
     assert document["best"]["method"] == "prompt"
     with pytest.raises(InputError, match="was not started, so there is nothing to repeat: predicted: trainable_parameters"):
         api.tune_again(tmp_path / "run", infeasible["number"])
+    killed = tmp_path / "run" / f".worker-{socket.gethostname()}-99999999.json"
+    killed.touch()
+    again = api.search(settings.model_copy(update={"search": search.model_copy(update={"trials": 5})}))
+    assert again["trials"]["complete"] == 5
+    assert not killed.exists()
 
 
 @pytest.mark.usefixtures("in_process")

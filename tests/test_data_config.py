@@ -49,6 +49,7 @@ def test_tasks_take_the_place_of_train() -> None:
     assert config.data.clusters == {"sst2": "sst2", "rte": "entailment"}
     assert config.data.held_out == ["entailment"]
     assert config.data.source == "sst2 (sst2.tsv), rte (rte.jsonl)"
+    assert config.data.trained_on == "sst2 (sst2.tsv)"
     assert load(config.to_yaml()) == config
 
 

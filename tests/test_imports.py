@@ -74,8 +74,8 @@ def test_only_a_few_modules_see_both_halves(arrows: dict[str, set[str]]) -> None
 
 
 @pytest.mark.parametrize("name", ["errors", "hyperparameter", "trial"])
-def test_the_seams_import_nothing_of_finemesh(arrows: dict[str, set[str]], name: str) -> None:
-    assert arrows[f"finemesh.{name}"] == set()
+def test_the_seams_import_nothing_else_of_finemesh(arrows: dict[str, set[str]], name: str) -> None:
+    assert arrows[f"finemesh.{name}"] <= {"finemesh.errors"}
 
 
 def test_there_is_no_cycle(arrows: dict[str, set[str]]) -> None:

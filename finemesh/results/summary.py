@@ -129,7 +129,8 @@ def print_status(run: Path, console: Console) -> None:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bright_black", no_wrap=True)
     table.add_column()
-    said = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state]) or "none ended yet"
+    said = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state]) or \
+        ("none" if record.outcomes else "none ended yet")
     table.add_row("state", Text(f"{record.state}, after {words.duration(record.seconds)}"))
     table.add_row("trials", Text(said + (f" (of {asked} asked for)" if asked else "")))
     if record.trained_tokens:

@@ -165,6 +165,7 @@ def _run_all(jobs: Sequence[Job], name: str, runs: Jobs, observer: Observer, clo
         outcome = runs.start(job)
         if outcome is not None:
             ended[job.folder] = outcome
+            observer.started(job)
             observer.ended(outcome)
     while len(runs):
         for job, outcome in runs.wait(SAVED_EVERY):

@@ -21,7 +21,6 @@ from typing import Any
 import optuna
 import sqlalchemy
 from optuna.distributions import BaseDistribution, check_distribution_compatibility, distribution_to_json, json_to_distribution
-from optuna.exceptions import StorageInternalError
 from optuna.samplers import BaseSampler
 from optuna.storages import RDBStorage
 from optuna.storages._cached_storage import _CachedStorage, _StudyInfo
@@ -37,6 +36,7 @@ from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.study._constrained_optimization import _CONSTRAINTS_KEY
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
+from finemesh.errors import InputError
 from finemesh.objectives import LOSS, directions, values
 from finemesh.run import disk_is_full
 from finemesh.search.database import address
@@ -194,8 +194,9 @@ def read_trials(backend: RDBStorage, study_id: int) -> list[FrozenTrial]:
 
 
 @contextmanager
-def opened(url: str, name: str, sampler: BaseSampler, objectives: Sequence[str] = (LOSS,)) -> Iterator[optuna.Study]:
-    """The study of this name, made where there is none."""
+def opened(url: str, name: str, sampler: BaseSampler, objectives: Sequence[str] = (LOSS,), *,
+           alone: bool = False) -> Iterator[optuna.Study]:
+    """The study of this name, made where there is none. `alone`: whatever its name, as a run's folder may be renamed."""
     if url.startswith("sqlite"):
         backend = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": SQLITE_PATIENCE}})
         backend.engine.dispose()
@@ -203,6 +204,8 @@ def opened(url: str, name: str, sampler: BaseSampler, objectives: Sequence[str] 
     else:
         backend = RDBStorage(address(url).render_as_string(hide_password=False), engine_kwargs={"pool_pre_ping": True})
     try:
+        if alone:
+            name = next((study.study_name for study in backend.get_all_studies()), name)
         yield optuna.create_study(storage=Store(backend), study_name=name, sampler=sampler, load_if_exists=True,
                                   directions=directions(objectives))
     finally:
@@ -250,10 +253,14 @@ def tell(study: optuna.Study, trial: Trial, outcome: Outcome, forecast: float | 
         study.tell(trial, found)
 
 
-def storage_error(error: StorageInternalError, folder: Path) -> Exception:
-    """What to raise instead: InputError where the disk is full, which SQLite also calls an I/O error."""
-    full = "full" in str(error.__cause__) or shutil.disk_usage(folder).free < FULL_BYTES
-    return disk_is_full(folder) if full else error
+def storage_error(error: Exception, file: Path) -> Exception:
+    """What to raise instead, of SQLite: InputError where the file is damaged or the disk full, which is also an I/O error."""
+    cause = error.__cause__ or error
+    if any(said in str(cause) for said in ("malformed", "not a database")):
+        return InputError(f"it is damaged ({str(cause).splitlines()[0]}): remove it, and the same command makes it again from "
+                          "what its trials have written", file=file)
+    full = "full" in str(cause) or shutil.disk_usage(file.parent).free < FULL_BYTES
+    return disk_is_full(file.parent) if full else error
 
 
 def _as_running(trial: FrozenTrial) -> FrozenTrial:

@@ -61,15 +61,15 @@ def run_search(
     while True:
         try:
             with full_disk(run.path), opened(storage or f"sqlite:///{run.study}", run.study_name(storage), sampler,
-                                             objectives) as study:
+                                             objectives, alone=storage is None) as study:
                 return Search(space, study, budget, jobs, run, observer, seed=seed, steps=steps, in_flight=in_flight,
                               constraints=dict(constraints or {}), reproducible=reproducible, first=first, earlier=earlier,
                               objectives=objectives, fidelity=rule.knowing(len(first)),
                               foresight=Foresight(constraints or {}, space, count, steps)).run()
         except (StorageInternalError, SQLAlchemyError) as error:
-            if storage is None and isinstance(error, StorageInternalError):
-                raise storage_error(error, run.path) from error
-            if storage is None or not gone(error):
+            if storage is None:
+                raise storage_error(error, run.study) from error
+            if not gone(error):
                 raise
             wait_for(storage, error, run.path, jobs.pause, observer.message)
             sampler = copy.deepcopy(spare)  # as in a new process: what it heard may not have been stored

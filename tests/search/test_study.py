@@ -217,6 +217,24 @@ def test_a_lost_store_is_made_again_from_the_outcomes(fake: SimpleNamespace, tmp
     assert watcher.jobs == []
 
 
+def test_a_renamed_folder_keeps_its_study(fake: SimpleNamespace, tmp_path: Path) -> None:
+    outcomes, watcher = fake.search(tmp_path / "a", 4), fake.Watcher()
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert fake.search(tmp_path / "b", 5, observer=watcher)[:4] == outcomes
+    assert [job.number for job in watcher.jobs] == [4]
+
+
+def test_a_damaged_store_is_named(fake: SimpleNamespace, tmp_path: Path) -> None:
+    outcomes = fake.search(tmp_path, 3)
+    whole = (tmp_path / "study.db").read_bytes()
+    for content in (whole[:len(whole) // 2], b"not a database, " * 100):
+        (tmp_path / "study.db").write_bytes(content)
+        with pytest.raises(InputError, match=r"study.db: it is damaged \(.+\): remove it, and the same command makes it again"):
+            fake.search(tmp_path, 3)
+    (tmp_path / "study.db").unlink()
+    assert fake.search(tmp_path, 3) == outcomes
+
+
 def test_a_lost_outcome_is_said(fake: SimpleNamespace, tmp_path: Path) -> None:
     fake.search(tmp_path, 2)
     (tmp_path / "trials" / "0001" / "outcome.json").unlink()

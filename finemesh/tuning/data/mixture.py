@@ -80,9 +80,10 @@ def _read(name: str, task: TaskSource) -> tuple[list[Item], int, int]:
     for row in rows:
         cells = Cells(row, columns)
         values = {column: cells.written(column) for column in sorted(columns)}
-        if task.labels and not row.blank:
+        if task.labels:
             (answer,) = task.templates[0].answers
-            values[answer] = _word(values[answer], task.labels, row)
+            if values[answer].strip():
+                values[answer] = _word(values[answer], task.labels, row)
         item = Item(name, values, task.templates[0].asks, row.place)
         if all(any(values[column].strip() for column in answer) for answer in answers):
             found.setdefault(item.row_hash, item)

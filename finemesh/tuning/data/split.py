@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from finemesh.errors import FieldError, InputError, NoSuchFile, nearest
+from finemesh.errors import FieldError, InputError, NoSuchFile, nearest, undamaged
 from finemesh.trial import write_json
 from finemesh.tuning.data.examples import Dialogue, Example, Labelled, from_json
 from finemesh.tuning.data.files import read_rows
@@ -92,17 +92,18 @@ class Splits:
 
 def read_split(path: Path) -> tuple[Example, ...]:
     """What `write` wrote as one of the three files."""
-    with open(path, encoding="utf-8", newline="\n") as file:
+    with undamaged(path), open(path, encoding="utf-8", newline="\n") as file:
         return tuple(from_json(json.loads(line)) for line in file)
 
 
 def read_splits(folder: Path) -> Splits:
     """The inverse of `write`."""
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     train, validation, test = (read_split(folder / f"{name}.jsonl") for name in NAMES)
-    return Splits(train, validation, test, summary["task"], summary["format"], tuple(summary["labels"]),
-                  summary["duplicates"], summary["dropped"], tuple(summary["notes"]),
-                  {name: task["cluster"] for name, task in summary.get("tasks", {}).items()})
+    with undamaged(folder / "summary.json"):
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        return Splits(train, validation, test, summary["task"], summary["format"], tuple(summary["labels"]),
+                      summary["duplicates"], summary["dropped"], tuple(summary["notes"]),
+                      {name: task["cluster"] for name, task in summary.get("tasks", {}).items()})
 
 
 @dataclass(frozen=True)

@@ -45,8 +45,8 @@ def test_without_held_out_clusters_every_task_is_in_every_split(tmp_path: Path) 
 
 
 def test_a_row_of_blank_fields_has_no_answer(tmp_path: Path) -> None:
-    lines = [*rows(40, "a"), {"text": "", "label": ""}]
-    assert load_tasks({"a": task(tmp_path, "a", lines, labels={"0": "no", "1": "yes"})}).dropped == 1
+    lines = [*rows(40, "a"), {"text": "", "label": ""}, {"text": "asked, not answered", "label": " "}]
+    assert load_tasks({"a": task(tmp_path, "a", lines, labels={"0": "no", "1": "yes"})}).dropped == 2
 
 
 def test_a_number_that_no_float_holds_is_said_with_its_line(tmp_path: Path) -> None:
