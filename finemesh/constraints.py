@@ -35,7 +35,8 @@ def broken(excesses: Mapping[str, float], bounds: Mapping[str, float]) -> str:
     """The worst broken constraint in words."""
     name, excess = max(excesses.items(), key=lambda item: item[1] / max(abs(bounds[item[0]]), 1e-12))
     bound, above = bounds[name], name not in HIGHER_IS_BETTER
-    return f"{name} is {_shown(bound + excess if above else bound - excess)}, {'more' if above else 'less'} than {_shown(bound)}"
+    number = bound + excess if above else bound - excess
+    return f"{name} is {_shown(number)}, {'more' if above else 'less'} than {_shown(bound)}"
 
 
 def _shown(number: float) -> str:
