@@ -1,9 +1,7 @@
 """What the commands do, as functions. The only module, with preparation.py, that sees both halves."""
 
 import json
-import os
 import shutil
-import socket
 import sys
 import tempfile
 import time
@@ -13,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from finemesh.config import Config, load_config
@@ -33,7 +30,7 @@ from finemesh.preparation import (
 )
 from finemesh.results.report import write_report
 from finemesh.results.summary import status as read_status
-from finemesh.run import RunFolder
+from finemesh.run import RunFolder, process_name
 from finemesh.search import database
 from finemesh.search.beginning import beginning
 from finemesh.search.board import Board
@@ -245,7 +242,7 @@ def _begun(run: RunFolder, config: Config, meanwhile: Callable[[Callable[[], boo
     with run.locked(meanwhile):
         fresh = not run.config.exists()
         run.begin(_written(config), _defaults())
-        _forget_ended(run)
+        run.forget_ended()
         try:
             yield
         except BaseException:
@@ -274,14 +271,14 @@ def _lend_a_hand(run: RunFolder, config: Config, observer: Observer, here: int, 
     run.check(_written(config), _defaults())
     observer.message(f"Another process searches in {run.path}. This one runs trials that wait there, {here} at a time, and "
                      "goes on with the search when that one ends.")
-    with _workers(run, prepared_task(config, run), config, here, run.logs / _process_name()) as executor:
+    with _workers(run, prepared_task(config, run), config, here, run.logs / process_name()) as executor:
         run_posted(Board(run), executor, observer, free)
 
 
 @contextmanager
 def _workers(run: RunFolder, task: Task, config: Config, count: int, logs: Path | None = None) -> Iterator[Executor]:
     """Worker processes that have this task loaded, ended in any case."""
-    file = run.path / f".worker-{_process_name()}.json"
+    file = run.worker_task()
     write_json(file, task.to_json())
     command = [sys.executable, "-m", "finemesh.tuning.worker", str(file.absolute())]
     devices = [str(i) for i in range(torch.cuda.device_count())]
@@ -292,17 +289,6 @@ def _workers(run: RunFolder, task: Task, config: Config, count: int, logs: Path 
             yield executor
     finally:
         file.unlink(missing_ok=True)
-
-
-def _forget_ended(run: RunFolder) -> None:
-    """The files of this machine's processes that were killed."""
-    for file in run.path.glob(f".worker-{socket.gethostname()}-*.json"):
-        if not psutil.pid_exists(int(file.stem.rpartition("-")[2])):
-            file.unlink(missing_ok=True)
-
-
-def _process_name() -> str:
-    return f"{socket.gethostname()}-{os.getpid()}"
 
 
 def _ranges(numbers: list[int]) -> str:

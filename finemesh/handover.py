@@ -10,8 +10,8 @@ from finemesh.config import Config
 from finemesh.preparation import read_summary
 from finemesh.results.card import write_card
 from finemesh.results.report import write_report
-from finemesh.run import RunFolder, full_disk, read_json
-from finemesh.trial import write_json
+from finemesh.run import RunFolder, full_disk
+from finemesh.trial import read_json, write_json
 from finemesh.tuning.methods import METHODS, describe
 from finemesh.tuning.methods.prompting import Prompting
 from finemesh.tuning.models import load_tokenizer, place_in_package
@@ -46,7 +46,7 @@ def _identity(winner: Mapping[str, Any]) -> dict[str, Any]:
 
 def _card(run: RunFolder, config: Config, task: Task, found: Mapping[str, Any]) -> dict[str, Any]:
     method = METHODS[found["winner"]["method"]]
-    machine = read_json(run.machine)
+    machine = read_json(run.machine) or {}
     peft_type = _peft_type(run.path / found["winner"]["folder"] / "adapter") if method.trains else None
     package = place_in_package(task.source.name) if task.source.name.startswith("package:") else None
     return {"name": run.path.name, "base_model": task.source.public_name, "package": package, "task": task.task,

@@ -5,7 +5,6 @@ precision, threads) is read back from the run folder when the study goes on.
 """
 
 import copy
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from heapq import nlargest
@@ -17,12 +16,12 @@ from transformers import PreTrainedModel
 
 from finemesh.config import Config
 from finemesh.data_config import DataConfig
-from finemesh.errors import FieldError, InputError, nearest, undamaged
-from finemesh.run import RunFolder, full_disk, read_json
+from finemesh.errors import FieldError, InputError, nearest
+from finemesh.run import RunFolder, full_disk
 from finemesh.search.executors.ray import on_a_node
 from finemesh.search.space import Space
 from finemesh.search.transfer import Known, known_points, read_known, write_known
-from finemesh.trial import HIGHER_IS_BETTER, SCORES, write_json
+from finemesh.trial import HIGHER_IS_BETTER, SCORES, read_json, write_json
 from finemesh.tuning.data.batches import encode_all
 from finemesh.tuning.data.examples import Example
 from finemesh.tuning.data.instructions import Template
@@ -278,6 +277,4 @@ def _task(config: Config, run: RunFolder, source: ModelSource, splits: Splits, h
 
 def read_summary(run: RunFolder) -> dict[str, Any]:
     """What splits/summary.json says of the data."""
-    with undamaged(run.splits / "summary.json"):
-        found: dict[str, Any] = json.loads((run.splits / "summary.json").read_text(encoding="utf-8"))
-    return found
+    return read_json(run.splits / "summary.json") or {}

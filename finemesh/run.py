@@ -15,10 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 from filelock import FileLock, Timeout
 
-from finemesh.errors import InputError, undamaged
-from finemesh.trial import Outcome, read_outcome, write_json
+from finemesh.errors import InputError
+from finemesh.trial import Outcome, read_json, read_outcome, write_json
 from finemesh.yaml_lines import read_yaml, write_yaml
 
 Curve = list[dict[str, Any]]
@@ -94,6 +95,16 @@ class RunFolder:
             outcome = read_outcome(folder)
             if outcome is not None and outcome.state == "complete" and not (folder / "adapter").exists():
                 (folder / "outcome.json").unlink()  # evaluated.json stays: the test split is measured once
+
+    def worker_task(self) -> Path:
+        """What this process's workers read; it goes with the process, or when the next one begins."""
+        return self.path / f".worker-{process_name()}.json"
+
+    def forget_ended(self) -> None:
+        """The files of this machine's processes that were killed."""
+        for file in self.path.glob(f".worker-{socket.gethostname()}-*.json"):
+            if not psutil.pid_exists(int(file.stem.rpartition("-")[2])):
+                file.unlink(missing_ok=True)
 
     @property
     def untuned(self) -> Path:
@@ -206,15 +217,8 @@ class RunFolder:
         _check_same(read_yaml(self.config).values, config, self.path, defaults or {})
 
 
-def read_json(path: Path) -> Any:
-    """The object that the file holds; None where there is no such file."""
-    if not path.exists():
-        return None
-    with undamaged(path):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError("it holds no object")
-        return found
+def process_name() -> str:
+    return f"{socket.gethostname()}-{os.getpid()}"
 
 
 def read_curve(folder: Path) -> Curve:

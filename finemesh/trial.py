@@ -112,6 +112,17 @@ def write_json(path: Path, document: Any) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object that the file holds; None where there is no such file. InputError where it is damaged."""
+    if not path.exists():
+        return None
+    with undamaged(path):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it holds no object")
+        return found
+
+
 def write_outcome(folder: Path, outcome: Outcome) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "outcome.json", outcome.to_json())
@@ -120,5 +131,6 @@ def write_outcome(folder: Path, outcome: Outcome) -> None:
 def read_outcome(folder: Path) -> Outcome | None:
     """None where the trial has not ended."""
     path = folder / "outcome.json"
+    fields = read_json(path)
     with undamaged(path):
-        return Outcome(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+        return None if fields is None else Outcome(**fields)

@@ -13,9 +13,9 @@ from finemesh.constraints import broken, violations
 from finemesh.errors import InputError
 from finemesh.objectives import LOSS, front
 from finemesh.results import words
-from finemesh.run import Curve, RunFolder, read_json
+from finemesh.run import Curve, RunFolder
 from finemesh.search_config import SearchConfig
-from finemesh.trial import Outcome
+from finemesh.trial import Outcome, read_json
 from finemesh.yaml_lines import read_yaml
 
 Result = Mapping[str, Any]  # loss, low, high, metrics on the test split; perhaps error

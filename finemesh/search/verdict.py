@@ -5,11 +5,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from finemesh.run import RunFolder, read_json
+from finemesh.run import RunFolder
 from finemesh.search.executors.base import Executor
 from finemesh.search.intervals import difference, interval
 from finemesh.search.observer import Observer
-from finemesh.trial import read_outcome, write_json
+from finemesh.trial import read_json, read_outcome, write_json
 
 UNTUNED = "untuned"
 Result = dict[str, Any]  # loss, low, high, metrics; nulls and an error where it could not be measured

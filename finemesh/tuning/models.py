@@ -189,7 +189,17 @@ def context_length(config: PretrainedConfig) -> int:
 
 def place_in_package(name: str) -> tuple[str, str]:
     """Of package:NAME, the module and where in it the .gguf file or the folder of the model lies. FieldError if nowhere."""
-    package = name.removeprefix("package:").replace("-", "_")
+    root, place = _found_in_package(name)
+    return _module(name), place.relative_to(root).as_posix()
+
+
+def _module(name: str) -> str:
+    return name.removeprefix("package:").replace("-", "_")
+
+
+def _found_in_package(name: str) -> tuple[Path, Path]:
+    """The package's folder, and the model's .gguf file or folder in it."""
+    package = _module(name)
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
         raise FieldError(f"the package {package!r} is not installed. Install it "
@@ -199,17 +209,13 @@ def place_in_package(name: str) -> tuple[str, str]:
     found = folders or sorted(root.rglob("*.gguf"))
     if not found:
         raise FieldError(f"the package {package!r} carries neither a .gguf file nor a folder with safetensors.", "model")
-    return package, found[0].relative_to(root).as_posix()
+    return root, found[0]
 
 
 def _in_package(name: str) -> ModelSource:
-    package, inside = place_in_package(name)
-    spec = importlib.util.find_spec(package)
-    assert spec is not None
-    assert spec.submodule_search_locations
-    place = Path(spec.submodule_search_locations[0]) / inside
+    _, place = _found_in_package(name)
     location = _converted(place) if place.suffix == ".gguf" else place
-    return ModelSource(name, str(location), f"package:{package.replace('_', '-')}")
+    return ModelSource(name, str(location), f"package:{_module(name).replace('_', '-')}")
 
 
 def _converted(file: Path) -> Path:

@@ -5,7 +5,6 @@ begun: the order in which trials end changes neither points nor promotions. A pr
 the checkpoint of the one that it continues, so that no outcome ever changes. Fidelity is counted in optimizer steps.
 """
 
-import json
 from collections.abc import Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Protocol
 
 from finemesh.errors import undamaged
 from finemesh.search.fidelities.history import History
-from finemesh.trial import Hurdle, write_json
+from finemesh.trial import Hurdle, read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -32,10 +31,10 @@ class Start:
     @staticmethod
     def read(folder: Path) -> "Start | None":
         file = folder / "start.json"
-        if not file.exists():
+        fields = read_json(file)
+        if fields is None:
             return None
         with undamaged(file):
-            fields = json.loads(file.read_text(encoding="utf-8"))
             hurdles = fields["hurdles"]
             return Start(**fields | {"hurdles": None if hurdles is None else tuple(Hurdle(**hurdle) for hurdle in hurdles)})
 

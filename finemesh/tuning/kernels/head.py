@@ -18,7 +18,7 @@ from torch.autograd import Function
 from finemesh.tuning.kernels.compiled import exp, highest_of, kernel, narrow, run, wide
 
 CHUNK = 256  # positions
-NEGLIGIBLE = 2.0 ** -16
+NEGLIGIBLE = 2.0 ** -16  # probability
 BLOCK = 512  # columns that one thread looks through
 
 
