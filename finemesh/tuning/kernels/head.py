@@ -18,7 +18,7 @@ from torch.autograd import Function
 from finemesh.tuning.kernels.compiled import exp, highest_of, kernel, narrow, run, wide
 
 CHUNK = 256  # positions
-NEGLIGIBLE = 2.0 ** -16  # probability
+NEGLIGIBLE = 2.0 ** -16  # probability, where a chunk has CHUNK positions; in one of fewer, which miss more, as much less
 BLOCK = 512  # columns that one thread looks through
 
 
@@ -76,7 +76,7 @@ def cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Ten
 def _d_hidden(logits: torch.Tensor, targets: torch.Tensor, normal: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
     """softmax(logits) - onehot(targets), times the head, without the tokens whose share is negligible in every row."""
     reached = torch.empty(logits.size(1), dtype=torch.int32)
-    run(_reach, logits, normal + math.log(NEGLIGIBLE), reached)
+    run(_reach, logits, normal + math.log(NEGLIGIBLE * len(logits) / CHUNK), reached)
     reached[targets] = 1
     columns = reached.nonzero()[:, 0]
     if 2 * len(columns) > len(head):  # as an untrained model finds them: copying would cost more than it saves
