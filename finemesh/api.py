@@ -99,7 +99,7 @@ def _remarks(config: Config, study: Study) -> list[str]:
 
 def tune(config: Config, method: str, settings: Mapping[str, Any], steps: int | None = None, out: str | None = None,
          observer: Observer | None = None) -> Outcome:
-    """One run; what `settings` leaves out is the method's reference. The same again is read, not run."""
+    """One run; what `settings` leaves out is the method's reference. The same again is read, not run, unless it failed."""
     if method not in METHODS:
         raise InputError(f"--method: there is no method {method!r}.{nearest(method, METHODS)}")
     config = config.with_option("methods", [method], "--method").model_copy(update={"out": out or f"{config.out}-{method}"})
@@ -110,7 +110,7 @@ def tune(config: Config, method: str, settings: Mapping[str, Any], steps: int | 
         refuse_point(config, study.splits, method, point)
         earlier = run.outcomes()
         length = steps or config.search.steps
-        same = next((o for o in earlier if (o.hyperparameters, o.steps) == (point, length)), None)
+        same = next((o for o in earlier if (o.hyperparameters, o.steps) == (point, length) and o.state != "failed"), None)
         number = same.number if same else len(earlier)
         job = Job(number, method, point, config.search.seed, length, run.trial(number), config.search.bounds)
         return _one(run, replace(study.task, steps=length), config, job, observer)
@@ -130,7 +130,8 @@ def tune_again(folder: Path, number: int, observer: Observer | None = None) -> O
     shutil.rmtree(place, ignore_errors=True)
     job = Job(number, former.method, former.hyperparameters, former.seed, former.steps, place)
     with run.locked():
-        return _one(run, Task.read(run.task), load_config(run.config), job, observer)
+        config = load_config(run.config)
+        return _one(run, prepared_task(config, run), config, job, observer)
 
 
 def predict(folder: Path, data: str, task: str | None = None) -> Iterator[str]:
@@ -139,8 +140,9 @@ def predict(folder: Path, data: str, task: str | None = None) -> Iterator[str]:
     best = run.winner()
     if best is None:
         raise InputError(f"{folder} has no winner yet: {run.best} is written when its search ends")
-    loaded = Task.read(run.task)
-    questions = read_asked(load_config(run.config), data, loaded, task)
+    config = load_config(run.config)
+    loaded = prepared_task(config, run)
+    questions = read_asked(config, data, loaded, task)
     yield from predictions(loaded, best["method"], best["hyperparameters"], run.best, questions)
 
 

@@ -93,6 +93,13 @@ class DataConfig(Section):
         return self.train or self._named(self.clusters)
 
     @property
+    def named(self) -> dict[str, str]:
+        """By field (tasks/NAME/train of a task), the files, hub data sets and packages that rows are taken from."""
+        given = {"train": self.train, "validation": self.validation, "test": self.test,
+                 **{f"tasks/{name}/train": task.train for name, task in (self.tasks or {}).items()}}
+        return {field: name for field, name in given.items() if isinstance(name, str)}
+
+    @property
     def trained_on(self) -> str:
         """The source without the tasks that are held out."""
         held_out = self.held_out or ()

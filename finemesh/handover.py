@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from finemesh.config import Config
+from finemesh.disk import full_disk
 from finemesh.preparation import read_summary
 from finemesh.results.card import write_card
 from finemesh.results.report import write_report
-from finemesh.run import RunFolder, full_disk
+from finemesh.run import RunFolder
 from finemesh.trial import read_json, write_json
 from finemesh.tuning.methods import METHODS, describe
 from finemesh.tuning.methods.prompting import Prompting
@@ -29,12 +30,15 @@ def hand_over(run: RunFolder, config: Config) -> None:
         return
     with full_disk(run.path):
         shutil.rmtree(draft, ignore_errors=True)
-        shutil.copytree(run.path / winner["folder"] / "adapter", draft)
-        load_tokenizer(task.source).save_pretrained(draft)
-        write_json(draft / "finemesh.json", _identity(winner))
-        write_card(draft, _card(run, config, task, found))
-        shutil.rmtree(run.best, ignore_errors=True)
-        draft.replace(run.best)
+        try:
+            shutil.copytree(run.path / winner["folder"] / "adapter", draft)
+            load_tokenizer(task.source).save_pretrained(draft)
+            write_json(draft / "finemesh.json", _identity(winner))
+            write_card(draft, _card(run, config, task, found))
+            shutil.rmtree(run.best, ignore_errors=True)
+            draft.replace(run.best)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
         for outcome_folder in [*run.path.glob("repeats/*"), *run.path.glob("reference/*")]:
             run.lighten(outcome_folder)
         write_report(run.path)

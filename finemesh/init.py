@@ -1,7 +1,6 @@
 """`finemesh init`: a commented config for some data, with what can be guessed from the data filled in."""
 
 import importlib.util
-import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from finemesh.disk import write_text
 from finemesh.errors import InputError
 from finemesh.tuning.data.files import read_rows
 from finemesh.tuning.data.formats import recognise
@@ -75,12 +75,7 @@ def write_config(data: str, out: Path, *, columns: Mapping[str, str] | None = No
     text = TEMPLATE.format(config=_comment(shlex.quote(str(out))), model=model, task=splits.task, train=_scalar(data),
                            format=_comment(splits.format), out=_scalar(f"runs/{name}"),
                            columns=f"  columns: {write_yaml(columns, flow=True)}" if columns else "")
-    temporary = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(out, text)
     return {"config": str(out), "model": model, **splits.summary()}
 
 

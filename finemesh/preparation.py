@@ -5,6 +5,7 @@ precision, threads) is read back from the run folder when the study goes on.
 """
 
 import copy
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from heapq import nlargest
@@ -16,8 +17,9 @@ from transformers import PreTrainedModel
 
 from finemesh.config import Config
 from finemesh.data_config import DataConfig
+from finemesh.disk import full_disk
 from finemesh.errors import FieldError, InputError, nearest
-from finemesh.run import RunFolder, full_disk
+from finemesh.run import RunFolder
 from finemesh.search.executors.ray import on_a_node
 from finemesh.search.space import Space
 from finemesh.search.transfer import Known, known_points, read_known, write_known
@@ -209,10 +211,12 @@ def prepare(config: Config, run: RunFolder, here: int | None = None) -> Study:
     source = model_of(config)
     with full_disk(run.path):
         if (run.splits / "summary.json").exists():
+            _check_unchanged(config, run)
             splits = read_splits(run.splits)
         else:
             splits = read_data(config, source)
             splits.write(run.splits)
+            write_json(run.sources, _contents(config.data))
         space = searched_space(config, splits, source)
         known = run.task.exists()
         task = prepared_task(config, run) if known else _task(config, run, source, splits, here or config.workers)
@@ -224,6 +228,22 @@ def prepare(config: Config, run: RunFolder, here: int | None = None) -> Study:
     with config.placed():
         _check_scores(config, splits)
     return Study(splits, task, space, references, _Fit.of(config, splits, source).trainable)
+
+
+def _contents(data: DataConfig) -> dict[str, str]:
+    """By field, the hash of the file that it names; hub data sets and packages have none."""
+    return {field: hashlib.sha256(Path(name).read_bytes()).hexdigest() for field, name in data.named.items()
+            if Path(name).is_file()}
+
+
+def _check_unchanged(config: Config, run: RunFolder) -> None:
+    """FieldError where a file holds other rows than those of the run's splits. One that is gone is not needed any more."""
+    known, now = read_json(run.sources) or {}, _contents(config.data)
+    for field in known.keys() & now.keys():
+        if known[field] != now[field]:
+            with config.placed():
+                raise FieldError(f"{config.data.named[field]} is not the file any more with which {run.path} began: put that "
+                                 "one back, or choose another --out", "data", *field.split("/"))
 
 
 def earlier_points(config: Config, run: RunFolder, study: Study) -> list[Known]:
@@ -255,9 +275,11 @@ def _check_scores(config: Config, splits: Splits) -> None:
 
 
 def prepared_task(config: Config, run: RunFolder) -> Task:
-    """As another process prepared it, with the places that model and splits have here."""
+    """As it was prepared, with the places that model and splits have here and now."""
     quieten()
-    return replace(Task.read(run.task), source=model_of(config), splits=run.splits.resolve())
+    task = Task.read(run.task)
+    source = task.source if Path(task.source.location).is_dir() else model_of(config)
+    return replace(task, source=source, splits=run.splits.resolve())
 
 
 def whole_space() -> Space:

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from finemesh.config import Config
+from finemesh.disk import full_disk
 from finemesh.errors import InputError
 from finemesh.preparation import model_of, read_data
 from finemesh.results.probe import write_probe
-from finemesh.run import RunFolder, full_disk
+from finemesh.run import RunFolder
 from finemesh.trial import write_json
 from finemesh.tuning.data.batches import encode_all
 from finemesh.tuning.landscape.measurement import Extent, Subject, measure

@@ -4,7 +4,6 @@ Every file is written whole or not at all. One process at a time searches in a f
 may run trials for it (search/board.py), and any number may read it.
 """
 
-import errno
 import json
 import os
 import secrets
@@ -18,6 +17,7 @@ from typing import Any
 import psutil
 from filelock import FileLock, Timeout
 
+from finemesh.disk import full_disk, write_text
 from finemesh.errors import InputError
 from finemesh.trial import Outcome, read_json, read_outcome, write_json
 from finemesh.yaml_lines import read_yaml, write_yaml
@@ -34,6 +34,7 @@ class RunFolder:
         self.path = Path(path)
         self.config = self.path / "config.yaml"
         self.splits = self.path / "splits"
+        self.sources = self.path / "sources.json"  # hashes of the files that the splits are of
         self.task = self.path / "task.json"
         self.space = self.path / "space.json"
         self.earlier = self.path / "earlier.json"  # the points of earlier studies that are tried
@@ -236,37 +237,9 @@ def read_curve(folder: Path) -> Curve:
     return lines
 
 
-@contextmanager
-def full_disk(path: Path) -> Iterator[None]:
-    """Says which disk is full, where writing below `path` finds it so."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise disk_is_full(path) from error
-        raise
-
-
-def disk_is_full(path: Path) -> InputError:
-    return InputError(f"the disk that holds {path} is full. Nothing half-written was left: make room, then start the "
-                      "same command again, and it goes on where it stopped.")
-
-
 def _outcomes(parent: Path) -> list[Outcome]:
     folders = sorted(parent.iterdir()) if parent.is_dir() else []
-    found = []
-    for folder in folders:
-        found.append(read_outcome(folder))
-    return sorted(filter(None, found), key=lambda outcome: outcome.number)
-
-
-def write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    return sorted(filter(None, map(read_outcome, folders)), key=lambda outcome: outcome.number)
 
 
 def _check_same(old: Any, new: Mapping[str, Any], path: Path, defaults: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from finemesh.disk import whole
 from finemesh.errors import undamaged
 
 State = Literal["complete", "pruned", "infeasible", "failed"]
@@ -101,15 +102,10 @@ class Outcome:
 
 def write_json(path: Path, document: Any) -> None:
     """Whole or not at all: a full disk or a kill leaves the former file, or none."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(document, file, ensure_ascii=False, indent=1, allow_nan=False)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        json.dump(document, file, ensure_ascii=False, indent=1, allow_nan=False)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

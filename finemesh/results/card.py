@@ -8,7 +8,6 @@ transformers is enough; "finemesh": no stock library loads it), prompted (whethe
 versions, steps, batch_size, max_length, optimizer, fidelity, trials.
 """
 
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from finemesh.disk import write_text
 from finemesh.results import words
 from finemesh.results.asking import asking
 
@@ -40,12 +40,7 @@ Content = Mapping[str, Any]
 
 def write_card(folder: Path, content: Content) -> Path:
     path = folder / "README.md"
-    temporary = path.with_name(f".README.md.{os.getpid()}")
-    try:
-        temporary.write_text(card(content), encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(path, card(content))
     return path
 
 
@@ -108,8 +103,13 @@ the folder that this one lies in."""
 
 def base(content: Content, name: str, auto: str, arguments: str) -> list[str]:
     """The lines that load the base model; one that comes as a Python package is found in it."""
+    model = content["base_model"]
     if not content.get("package"):
-        return [f'{name} = {auto}.from_pretrained("{content["base_model"]}"{arguments})']
+        if model.endswith(".gguf"):
+            return [f'{name} = {auto}.from_pretrained("FOLDER", gguf_file="{model}", dtype="float32"{arguments})  '
+                    f"# where {model} lies"]
+        where = "" if HUB_NAME.fullmatch(model) else "  # its folder"
+        return [f'{name} = {auto}.from_pretrained("{model}"{arguments}){where}']
     package, place = content["package"]
     folder, _, file = place.rpartition("/") if place.endswith(".gguf") else (place, "", "")
     inside = f' / "{folder}"' if folder else ""

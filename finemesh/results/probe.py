@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 import finemesh
+from finemesh.disk import write_text
 from finemesh.results.report import HERE
 from finemesh.results.report.charts import Chart, Line, Mark, Scale, Tick, path
 
@@ -32,9 +33,7 @@ def write_probe(folder: Path, document: Mapping[str, Any]) -> Path:
         flatness=flatness_rows(document), version=finemesh.__version__,
         css=Markup((HERE / "page.css").read_text(encoding="utf-8")))
     file = folder / "probe.html"
-    temporary = file.with_name(".probe.html")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(file)
+    write_text(file, page)
     return file
 
 

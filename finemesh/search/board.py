@@ -9,7 +9,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from finemesh.run import RunFolder, write_text
+from finemesh.disk import write_text
+from finemesh.run import RunFolder
 from finemesh.trial import Job
 
 

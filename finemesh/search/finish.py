@@ -13,9 +13,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from finemesh.disk import full_disk
 from finemesh.errors import InputError
 from finemesh.objectives import LOSS, front
-from finemesh.run import RunFolder, full_disk
+from finemesh.run import RunFolder
 from finemesh.search.board import Board
 from finemesh.search.budget import SAVED_EVERY, Clock
 from finemesh.search.executors.base import Executor

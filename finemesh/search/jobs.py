@@ -4,8 +4,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from finemesh.disk import disk_is_full, full_disk, says_full
 from finemesh.errors import InputError
-from finemesh.run import disk_is_full, full_disk
 from finemesh.search.board import Board
 from finemesh.search.executors.base import Event, Executor
 from finemesh.search.observer import Observer
@@ -127,7 +127,7 @@ def _outcome(job: Job, event: Event) -> Outcome:
         outcome = Outcome(job.number, "infeasible" if memory else "failed", job.method, job.hyperparameters, job.seed,
                           constraints={OUT_OF_MEMORY: 1.0} if memory else {}, error=str(event.content),
                           continues=job.continues, foreseen=job.foreseen)
-    if outcome.state == "failed" and "No space left on device" in (outcome.error or ""):
+    if outcome.state == "failed" and says_full(outcome.error or ""):
         (job.folder / "outcome.json").unlink(missing_ok=True)
         raise disk_is_full(job.folder)
     if event.kind != "result":

@@ -36,9 +36,9 @@ from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.study._constrained_optimization import _CONSTRAINTS_KEY
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
+from finemesh.disk import disk_is_full
 from finemesh.errors import InputError
 from finemesh.objectives import LOSS, directions, values
-from finemesh.run import disk_is_full
 from finemesh.search.database import address
 from finemesh.trial import Outcome
 

@@ -16,9 +16,10 @@ from optuna.samplers import BaseSampler
 from optuna.trial import Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
+from finemesh.disk import full_disk
 from finemesh.errors import InputError
 from finemesh.objectives import LOSS
-from finemesh.run import RunFolder, full_disk
+from finemesh.run import RunFolder
 from finemesh.search.board import Board
 from finemesh.search.budget import SAVED_EVERY, Budget, Clock
 from finemesh.search.database import gone, wait_for

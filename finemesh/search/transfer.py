@@ -16,8 +16,9 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 
+from finemesh.disk import full_disk
 from finemesh.errors import InputError, undamaged
-from finemesh.run import RunFolder, full_disk
+from finemesh.run import RunFolder
 from finemesh.search.samplers.encoding import Dimension
 from finemesh.search.space import Space
 from finemesh.trial import Outcome, write_json

@@ -1,7 +1,6 @@
 """A run's state in one safetensors file, from which it continues exactly: weights, optimizer, random generator, curve."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+
+from finemesh.disk import whole
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,9 @@ class Checkpoint:
         tensors["generator"] = self.generator
         if self.cuda_generator is not None:
             tensors["cuda_generator"] = self.cuda_generator
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
+        with whole(path) as temporary:
             save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, temporary,
                       metadata={"step": str(self.step), "progress": json.dumps(dict(self.progress))})
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     @staticmethod
     def load(path: Path) -> "Checkpoint | None":

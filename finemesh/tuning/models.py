@@ -5,6 +5,7 @@ A GGUF model is converted once, in float32 (so that plain transformers gives the
 
 import hashlib
 import importlib.util
+import json
 import os
 import shutil
 import tempfile
@@ -71,8 +72,8 @@ def find_model(name: str) -> ModelSource:
     if path.is_dir():
         if not (path / "config.json").exists():
             raise FieldError(f"the folder {name} holds no config.json, so it is not a transformers model.", "model")
-        config = _readable(name, path)
-        return ModelSource(name, str(path.resolve()), config.name_or_path if _is_hub_name(config.name_or_path) else path.name)
+        _check_weights(name, path)
+        return ModelSource(name, str(path.resolve()), _public_name(path.resolve()))
     if path.is_absolute() or name.startswith(".") or name.count("/") > 1:
         raise FieldError(f"there is no folder {name}. Give a folder, a .gguf file, a hub name or package:NAME.", "model")
     try:
@@ -85,10 +86,10 @@ def find_model(name: str) -> ModelSource:
     return ModelSource(name, name, name)
 
 
-def _readable(name: str, folder: Path) -> Any:
-    """The configuration of a folder whose weights can be opened. FieldError where something is missing or damaged."""
+def _check_weights(name: str, folder: Path) -> None:
+    """FieldError where the configuration or a file of weights is missing or damaged."""
     try:
-        config = AutoConfig.from_pretrained(folder)
+        AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise FieldError(f"the config.json of {name} cannot be used ({_first_line(error)}). Mend it, or get the model again.",
                          "model") from None
@@ -96,13 +97,20 @@ def _readable(name: str, folder: Path) -> Any:
     if not files and not list(folder.glob("pytorch_model*.bin")):
         raise FieldError(f"the folder {name} holds no weights (*.safetensors or pytorch_model.bin). Get the model again.",
                          "model")
-    for file in files:
+    index = folder / "model.safetensors.index.json"
+    shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) if index.exists() else set()
+    for file in {*files, *map(folder.joinpath, shards)}:
         try:
             with safe_open(file, "pt"):
                 pass
         except (SafetensorError, OSError) as error:
-            raise FieldError(f"{file} is damaged ({_first_line(error)}). Get the model again.", "model") from None
-    return config
+            raise FieldError(f"{file} is damaged or missing ({_first_line(error)}). Get the model again.", "model") from None
+
+
+def _public_name(folder: Path) -> str:
+    """In the hub's cache the hub's name; else the folder's own, for its config.json may name what it was tuned from."""
+    cached = next((part for part in folder.parts if part.startswith("models--")), None)
+    return cached.removeprefix("models--").replace("--", "/", 1) if cached else folder.name
 
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
@@ -127,10 +135,13 @@ def load_model(source: ModelSource, task: TaskName, *, labels: Sequence[str] = (
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(head_seed)
         model: PreTrainedModel
-        if task == "instruct":
-            model = AutoModelForCausalLM.from_pretrained(source.location, dtype=dtype)
-        else:
-            model = load_with_head(source.location, labels, dtype=dtype)
+        try:
+            if task == "instruct":
+                model = AutoModelForCausalLM.from_pretrained(source.location, dtype=dtype)
+            else:
+                model = load_with_head(source.location, labels, dtype=dtype)
+        except (OSError, SafetensorError) as error:
+            raise FieldError(f"the weights of {source.name} cannot be loaded ({_first_line(error)}).", "model") from error
     if pad_id is not None:
         model.config.pad_token_id = pad_id
     model.name_or_path = source.public_name
@@ -249,10 +260,6 @@ def _convert(file: Path, folder: Path) -> None:
         os.replace(draft, folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-
-
-def _is_hub_name(name: str) -> bool:
-    return name.count("/") == 1 and not name.startswith((".", "/"))
 
 
 def _first_line(error: BaseException) -> str:

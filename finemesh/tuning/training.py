@@ -81,7 +81,7 @@ def fine_tune(tuned: nn.Module, method: Method, point: Point, rows: Sequence[Enc
     Writes folder/curve.jsonl and, as it goes, folder/checkpoint.safetensors; continues from one that fits the plan.
     A method that trains nothing is only validated. Raises Diverged.
     """
-    run = _Run(tuned, method, plan, accelerator, folder, report, peak_memory_mb, rows)
+    run = _Run(tuned, method, point, plan, accelerator, folder, report, peak_memory_mb, rows)
     if not method.trains:
         run.record(0, None, validate(), 0.0)
         return run.progress
@@ -110,9 +110,10 @@ def fine_tune(tuned: nn.Module, method: Method, point: Point, rows: Sequence[Enc
 class _Run:
     """The moving parts of one run."""
 
-    def __init__(self, tuned: nn.Module, method: Method, plan: Plan, accelerator: Accelerator, folder: Path,
+    def __init__(self, tuned: nn.Module, method: Method, point: Point, plan: Plan, accelerator: Accelerator, folder: Path,
                  report: Callable[[CurveLine], None], peak_memory_mb: Callable[[], float], rows: Sequence[Encoded]) -> None:
         self.tuned, self.method, self.plan, self.accelerator = tuned, method, plan, accelerator
+        self.what = {"method": method.name, "hyperparameters": dict(point), "seed": plan.seed}
         self.folder, self.report, self.peak_memory_mb = folder, report, peak_memory_mb
         self.scored_a_row = sum(sum(row.scored) for row in rows) / len(rows) if plan.task == "instruct" else 1.0
         longest = max((len(row.input_ids) for row in rows), default=0)
@@ -172,17 +173,17 @@ class _Run:
     def save(self, optimizer: torch.optim.Optimizer, schedule: Schedule) -> None:
         start = time.monotonic()
         cuda = torch.cuda.get_rng_state() if self.accelerator.device.type == "cuda" else None
-        state = asdict(self.progress) | {"horizon": schedule.horizon, "warmup": schedule.warmup}
+        state = asdict(self.progress) | {"horizon": schedule.horizon, "warmup": schedule.warmup, "of": self.what}
         Checkpoint(self.progress.step, state, self.method.state(self.tuned), optimizer_state(optimizer),
                    torch.get_rng_state(), cuda).save(self._checkpoint)
         self._saving = time.monotonic() - start
         self._saved = self.progress.seconds
 
     def continue_from_checkpoint(self, optimizer: torch.optim.Optimizer) -> Schedule:
-        """Take up a checkpoint that lies on this plan's way; the schedule to go on with."""
+        """Take up a checkpoint of this very run that lies on the plan's way; the schedule to go on with."""
         schedule = Schedule.over(self.plan.horizon)
         saved = Checkpoint.load(self._checkpoint)
-        if saved is None:
+        if saved is None or saved.progress["of"] != self.what:
             return schedule
         former = Schedule(saved.progress["horizon"], saved.progress["warmup"])
         longer = Schedule(self.plan.horizon, former.warmup)

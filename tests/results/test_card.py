@@ -74,6 +74,13 @@ def test_a_base_model_that_is_not_on_the_hub_is_no_metadata(name: str) -> None:
     assert "base_model" not in yaml.safe_load(card(CONTENT | {"base_model": name}).split("---")[1])
 
 
+def test_a_base_model_that_only_the_user_has_says_what_to_put_there() -> None:
+    gguf = card(CONTENT | {"base_model": "m.gguf"})
+    assert 'from_pretrained("FOLDER", gguf_file="m.gguf", dtype="float32")  # where m.gguf lies' in gguf
+    assert 'from_pretrained("mine")  # its folder' in card(CONTENT | {"base_model": "mine"})
+    assert "# its folder" not in card(CONTENT)
+
+
 def test_text_of_the_user_has_no_meaning_in_markdown() -> None:
     text = card(CONTENT | {"name": "a|b\n# *c*", "source": "<script>_x_"})
     assert "# a\\|b \\# \\*c\\*\n" in text

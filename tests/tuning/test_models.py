@@ -115,6 +115,34 @@ def test_a_folder(folder):
     assert not any(p.requires_grad for p in model.parameters())
 
 
+def test_a_folder_from_here_is_no_hub_name(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent.parent)
+    assert find_model(f"{folder.parent.name}/model").public_name == "model"
+
+
+def test_a_folder_in_the_hubs_cache_has_the_hubs_name(folder, tmp_path):
+    snapshot = tmp_path / "hub" / "models--maker--small--one" / "snapshots" / "0a1b"
+    snapshot.parent.mkdir(parents=True)
+    folder.rename(snapshot)
+    assert find_model(str(snapshot)).public_name == "maker/small--one"
+
+
+def test_a_shard_that_is_missing_is_named_at_once(folder):
+    tiny.causal().save_pretrained(folder, max_shard_size="20KB")
+    (folder / "model.safetensors").unlink()
+    shard = sorted(folder.glob("model-*.safetensors"))[1]
+    shard.unlink()
+    with pytest.raises(InputError, match=f"{shard.name} is damaged or missing"):
+        find_model(str(folder))
+
+
+def test_weights_that_fail_later_are_the_users_to_mend(folder):
+    source = find_model(str(folder))
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"the weights of .*model cannot be loaded"):
+        load_model(source, "instruct")
+
+
 def test_a_new_head_is_drawn_from_its_seed(folder):
     source = find_model(str(folder))
     heads = [load_model(source, "classify", labels=["a", "b", "c"], head_seed=seed).score.weight for seed in (0, 0, 1)]
@@ -180,7 +208,7 @@ def test_a_folder_that_is_no_model(tmp_path):
 
 @pytest.mark.parametrize(("file", "content", "said"), [
     ("model.safetensors", None, "holds no weights"),
-    ("model.safetensors", b"x" * 200, r"model.safetensors is damaged \(.+\). Get the model again"),
+    ("model.safetensors", b"x" * 200, r"model.safetensors is damaged or missing \(.+\). Get the model again"),
     ("config.json", b"{nope", "the config.json of .* cannot be used"),
 ])
 def test_a_folder_in_which_something_is_missing_or_damaged(tmp_path, file, content, said):

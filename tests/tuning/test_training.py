@@ -92,6 +92,15 @@ def test_a_checkpoint_off_the_way_is_not_used(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(LORA.state(fresh).values(), LORA.state(planned).values(), strict=True))
 
 
+def test_a_checkpoint_of_another_run_is_not_used(tmp_path):
+    """As `finemesh tune` leaves it where it is interrupted and started with other settings."""
+    tune(tmp_path / "a", 12, 20)
+    other = {**POINT, "learning_rate": 1e-3}
+    _, progress = tune(tmp_path / "a", 20, 20, other)
+    _, alone = tune(tmp_path / "b", 20, 20, other)
+    assert [line.validation_loss for line in progress.curve] == [line.validation_loss for line in alone.curve]
+
+
 def test_a_checkpoint_that_was_cut_off_is_not_used(tmp_path):
     tune(tmp_path / "a", 12, 20)
     file = tmp_path / "a" / "checkpoint.safetensors"

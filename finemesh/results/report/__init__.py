@@ -7,6 +7,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 import finemesh
+from finemesh.disk import write_text
 from finemesh.results import words
 from finemesh.results.finding import finding, headline
 from finemesh.results.record import Record, read_record
@@ -34,9 +35,7 @@ def write_report(run: Path) -> Path:
                               trim_blocks=True, lstrip_blocks=True)
     page = environment.get_template("page.html").render(content(record))
     path = run / "report.html"
-    temporary = path.with_name(".report.html")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, page)
     return path
 
 

@@ -8,7 +8,6 @@ dozens of questions, takes the question whose hash is nearest; only such a quest
 
 import hashlib
 import json
-import os
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from finemesh.disk import whole
 from finemesh.errors import FieldError, InputError, NoSuchFile, nearest, undamaged
 from finemesh.trial import write_json
 from finemesh.tuning.data.examples import Dialogue, Example, Labelled, from_json
@@ -80,13 +80,8 @@ class Splits:
         """train.jsonl, validation.jsonl, test.jsonl and, last, summary.json; each whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
         for name in NAMES:
-            temporary = folder / f".{name}.{os.getpid()}"
-            try:
-                with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-                    file.writelines(json.dumps(example.to_json(), ensure_ascii=False) + "\n" for example in self[name])
-                os.replace(temporary, folder / f"{name}.jsonl")
-            finally:
-                temporary.unlink(missing_ok=True)
+            with whole(folder / f"{name}.jsonl") as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
+                file.writelines(json.dumps(example.to_json(), ensure_ascii=False) + "\n" for example in self[name])
         write_json(folder / "summary.json", self.summary())
 
 
