@@ -31,6 +31,7 @@ from finemesh.search.samplers.encoding import Box, Dimension
 from finemesh.search.space import Point, Space
 from finemesh.trial import Job, Outcome, write_outcome
 from finemesh.tuning.evaluation.rival import read_rival, write_rows
+from finemesh.tuning.hurdles import hurdle_after
 from finemesh.tuning.methods import METHODS
 
 SCALES = (0.25, 1.0, 3.0)  # of a hyperparameter's range, one of which fits best
@@ -313,7 +314,7 @@ class Replay:
         curve = dict(zip(land.validated, map(float, losses), strict=True))
         for step in (step for step in land.validated if start < step <= job.steps):
             rows = land.row_losses(job.method, job.hyperparameters, job.seed, curve[step])
-            if self._beaten(job, step, rows):
+            if self._hopeless(job, step, curve[step], rows):
                 last, error = step, "too far behind"
                 break
             if job.hurdles is not None:
@@ -329,10 +330,14 @@ class Replay:
         write_outcome(job.folder, outcome)
         return outcome, last - start
 
-    def _beaten(self, job: Job, step: int, rows: list[float]) -> bool:
-        hurdle = next((hurdle for hurdle in job.hurdles or () if hurdle.step == step), None)
-        rival = hurdle and read_rival(job.folder.parent / hurdle.rival, step, hurdle.loss)
-        return rival is not None and rival.better(np.array(rows), np.ones(len(rows))) is not None
+    def _hopeless(self, job: Job, step: int, loss: float, rows: list[float]) -> bool:
+        """As finemesh/tuning/hurdles.py says it, of all rows at once."""
+        hurdle = hurdle_after(job, step)
+        if hurdle is None:
+            return False
+        rival = read_rival(job.folder.parent / hurdle.rival, step, hurdle.loss)
+        beaten = rival is not None and rival.better(np.array(rows), np.ones(len(rows))) is not None
+        return beaten or (loss > hurdle.loss and step < job.steps)
 
 
 def noise(surface: Surface) -> str:
