@@ -3,8 +3,9 @@
 A run may be of any age: still searching, stopped, with every trial failed, finished. What is missing is empty here.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -79,8 +80,27 @@ class Record:
     @cached_property
     def scored(self) -> list[Outcome]:
         """The complete trials, best first, without the copies."""
-        done = [outcome for outcome in self.trials if outcome.state == "complete"]
-        return sorted((o for o in done if o.validation_loss is not None), key=lambda o: o.validation_loss or 0.0)
+        return best_first(outcome for outcome in self.trials if outcome.state == "complete")
+
+    @cached_property
+    def early(self) -> list[Outcome]:
+        """Where trials were pruned, each as it was after the number of steps at which most have a loss, best first.
+
+        Of several such numbers it is the largest; what trains nothing has its one loss at any. Empty where no trial was
+        pruned or most went all their steps.
+        """
+        known = [(o, self._losses(o)) for o in self.trials if o.state in ("complete", "pruned")]
+        counts = Counter(step for _, losses in known for step in losses if step > 0)
+        length = max(counts, key=lambda step: (counts[step], step), default=0)
+        if length >= self.settings.get("steps", 0) or all(outcome.state == "complete" for outcome, _ in known):
+            return []
+        return best_first(replace(o, steps=length, validation_loss=losses.get(
+            length, None if o.trained_tokens else o.validation_loss)) for o, losses in known)
+
+    @property
+    def compared(self) -> list[Outcome]:
+        """A loss for each point, all after as many steps, best first: what tells settings and methods apart."""
+        return self.early or self.scored
 
     @property
     def trials(self) -> list[Outcome]:
@@ -104,7 +124,7 @@ class Record:
     @cached_property
     def methods(self) -> list[str]:
         """In the order of their best losses, those without any last."""
-        return list(dict.fromkeys([o.method for o in self.scored] + [o.method for o in self.outcomes]))
+        return list(dict.fromkeys(o.method for o in [*self.scored, *self.early, *self.outcomes]))
 
     @cached_property
     def leaders(self) -> list[int]:
@@ -134,6 +154,11 @@ class Record:
     def settings(self) -> Mapping[str, Any]:
         return self.config.get("search") or {}
 
+    def _losses(self, outcome: Outcome) -> dict[int, float]:
+        """Its validation losses by step."""
+        last = {} if outcome.validation_loss is None else {outcome.steps: outcome.validation_loss}
+        return losses_along(self.curves.get(outcome.number, ())) | last
+
     def _breaks(self, method: str) -> str | None:
         """References run without constraints, to be compared with; which one theirs break."""
         bounds = SearchConfig(constraints=self.settings.get("constraints") or {}).bounds
@@ -160,6 +185,16 @@ class Record:
             rows.append(Row(f"{self.winner['method']}, trial {self.winner['number']}: the winner", "winner",
                             self.winner["method"], text, self.winner))
         return rows
+
+
+def best_first(outcomes: Iterable[Outcome]) -> list[Outcome]:
+    """Those that have a loss."""
+    return sorted((o for o in outcomes if o.validation_loss is not None), key=lambda o: o.validation_loss or 0.0)
+
+
+def losses_along(curve: Sequence[Mapping[str, Any]]) -> dict[int, float]:
+    """The validation losses by step."""
+    return {line["step"]: line["validation_loss"] for line in curve if line.get("validation_loss") is not None}
 
 
 def tokens_of(outcomes: Sequence[Outcome]) -> int:

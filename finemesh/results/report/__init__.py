@@ -57,7 +57,7 @@ def content(record: Record) -> dict[str, Any]:
         "unit": words.UNITS.get(record.task, ""), "answers": answers(record),
         "history": history(record, look), "curves": learning_curves(record, look),
         "kinds": [pair for pair in KINDS if any(trial.kind == pair[0] for trial in trials)],
-        "share_of_method": share_of_method(record),
+        "share_of_method": share_of_method(record), "compared": compared(record),
         "importances": readable(found), "too_few": too_few(found), "strips": strips(record, look),
         "parallels": parallels(record, look, known), "columns": COLUMNS, "trials": trials,
         "about": about(record), "commands": commands(record), "config": config_text(record),
@@ -81,6 +81,19 @@ def answers(record: Record) -> list[dict[str, str]]:
 def readable(found: list[Importance]) -> list[Importance]:
     return [Importance(one.method, tuple((words.name(name), share) for name, share in one.shares), one.note)
             for one in found if one.shares]
+
+
+def compared(record: Record) -> str:
+    """After how many steps, where not after all of them."""
+    if not record.early:
+        return ""
+    steps, known, trials = record.early[0].steps, len(record.early), len(record.trials)
+    text = f"Trials were pruned on their way, so losses after {steps:,} of {record.settings['steps']:,} steps are compared, " \
+           f"which {f'all {known}' if known == trials else f'{known} of {trials}'} trials have."
+    most = max(outcome.scored_tokens for outcome in record.early)
+    guessed = sum(o.state == "pruned" and o.steps == steps and o.scored_tokens < most for o in record.trials)
+    said = words.count(guessed, "of these losses is an estimate", "of these losses are estimates")
+    return text + (f" {said} from a part of the rows, which showed that the trial was no leader." if guessed else "")
 
 
 def too_few(found: list[Importance]) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from finemesh.results import words
-from finemesh.results.record import Record
+from finemesh.results.record import Record, losses_along
 from finemesh.results.report.charts import Chart, Label, Line, Mark, Scale, Tick, apart, beyond, loss_scale, path
 from finemesh.trial import Outcome
 
@@ -21,8 +21,7 @@ def history(record: Record, looks: Mapping[str, str]) -> Chart | None:
     """None where no trial has ended."""
     if not record.outcomes:
         return None
-    losses = [o.validation_loss for o in record.outcomes
-              if o.validation_loss is not None and o.state in ("complete", "infeasible")]
+    losses = [o.validation_loss for o in record.outcomes if o.validation_loss is not None and o.state != "failed"]
     scale = loss_scale(losses)
     last = max(outcome.number for outcome in record.outcomes)
     across = Scale(-0.5 - 0.01 * last, last + 0.5 + 0.01 * last)
@@ -69,8 +68,8 @@ def best_so_far(record: Record, across: Scale, scale: Scale) -> list[tuple[float
 def learning_curves(record: Record, looks: Mapping[str, str]) -> Chart | None:
     """Validation losses along the steps; the leaders bold and named. None where there is no curve."""
     outcomes = {o.number: o for o in record.outcomes if o.state != "failed" and o.duplicate_of is None}
-    curves = {number: points for number, curve in record.curves.items() if number in outcomes and len(points := [
-        (line["step"], line["validation_loss"]) for line in curve if line.get("validation_loss") is not None]) > 1}
+    curves = {number: points for number, curve in record.curves.items()
+              if number in outcomes and len(points := list(losses_along(curve).items())) > 1}
     if not curves:
         return None
     losses = [loss for points in curves.values() for _, loss in points]

@@ -78,9 +78,9 @@ def seen(values: list[Any]) -> BaseDistribution:
 def share_of_method(record: Record) -> float | None:
     """The share of the ranks' variance that lies between methods (epsilon squared); None where nothing can be told."""
     ranks: dict[str, list[float]] = {}
-    for rank, outcome in enumerate(record.scored):
+    for rank, outcome in enumerate(record.compared):
         ranks.setdefault(outcome.method, []).append(float(rank))
-    trials = len(record.scored)
+    trials = len(record.compared)
     if trials < FEWEST or not 1 < len(ranks) < trials:
         return None
     within = sum(sum((rank - fmean(found)) ** 2 for rank in found) for found in ranks.values())
@@ -89,17 +89,18 @@ def share_of_method(record: Record) -> float | None:
 
 
 def importances(record: Record, known: Spaces) -> list[Importance]:
-    return [of_method(method, [o for o in record.scored if o.method == method], known.get(method, {}))
+    return [of_method(method, [o for o in record.compared if o.method == method], known.get(method, {}))
             for method in record.methods]
 
 
 def of_method(method: str, outcomes: list[Outcome], space: Mapping[str, BaseDistribution]) -> Importance:
-    """`outcomes`: the complete ones of this method, best first."""
+    """`outcomes`: those of this method that are compared, best first."""
     points = [outcome.hyperparameters for outcome in outcomes]
     common = [name for name in space if all(name in point for point in points)]
     varied = [name for name in common if len({point[name] for point in points}) > 1]
     if len(outcomes) < FEWEST:
-        return Importance(method, (), words.count(len(outcomes), "complete trial"))
+        complete = all(outcome.state == "complete" for outcome in outcomes)
+        return Importance(method, (), words.count(len(outcomes), "complete trial" if complete else "trial"))
     if not varied:
         return Importance(method, (), "no setting that all its trials have and vary")
     study = optuna.create_study(storage=optuna.storages.InMemoryStorage())

@@ -1,4 +1,7 @@
-"""Method against method on the validation split: all trials, the median, the best; repeats and references beside."""
+"""Method against method on the validation split: all trials, the median, the best; repeats and references beside.
+
+Where trials were pruned, all are drawn as they were after as many steps, faint, and the complete ones at their ends.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +28,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Strip:
-    """A method's trials on one track."""
+    """A method's trials on one track; the median is that of all that are compared."""
 
     method: str
     look: str
@@ -42,27 +45,31 @@ class Strips:
 
 
 def losses(outcomes: Sequence[Outcome]) -> list[float]:
-    return [o.validation_loss for o in outcomes if o.validation_loss is not None and o.state == "complete"]
+    return [o.validation_loss for o in outcomes if o.validation_loss is not None and o.state in ("complete", "pruned")]
 
 
 def strips(record: Record, looks: Mapping[str, str]) -> Strips | None:
-    """None where no trial is complete."""
+    """None where no trials can be compared."""
     again = [loss for outcomes in record.references.values() for loss in losses(outcomes)] + losses(record.repeats)
-    scale = loss_scale(losses(record.scored) + again)
-    if not record.scored:
+    scale = loss_scale(losses(record.early) + losses(record.scored) + again)
+    if not record.compared:
         return None
     return Strips([strip(record, method, looks[method], scale) for method in record.methods], scale.ticks())
 
 
 def strip(record: Record, method: str, look: str, scale: Scale) -> Strip:
-    outcomes = [outcome for outcome in record.scored if outcome.method == method]
+    complete, early, compared = ([o for o in outcomes if o.method == method]
+                                 for outcomes in (record.scored, record.early, record.compared))
     winner = (record.winner or {}).get("number")
-    marks = [Mark(scale.at(o.validation_loss or 0.0), jitter(o.number), look, kind(o, winner), o.number)
-             for o in reversed(outcomes)]
-    found = losses(outcomes)
+    marks = [Mark(scale.at(o.validation_loss or 0.0), jitter(o.number), look, how, o.number)
+             for o, how in [*((o, "pruned") for o in reversed(early)), *((o, kind(o, winner)) for o in reversed(complete))]]
+    found = losses(compared)
     text = words.count(len(found), "trial")
     if found:
         text += f", best {words.loss(min(found))}, median {words.loss(median(found))}"
+    if early:
+        text += f" after {words.count(early[0].steps, 'step')}"
+        text += f"; best of {len(complete)} complete {words.loss(min(losses(complete)))}" if complete else ""
     spreads = [spread(f"trial {number}", repeats, scale, "repeat") for number in record.leaders
                if (repeats := [o for o in record.repeats if o.number == number and o.method == method])]
     spreads += [spread("reference", record.references.get(method, ()), scale, "reference")]

@@ -9,7 +9,6 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from finemesh.results import words
 from finemesh.results.record import Record
 from finemesh.results.report.charts import Line, Mark, Scale, Tick, loss_scale, path
-from finemesh.results.report.methods import losses
 from finemesh.trial import Outcome
 
 
@@ -43,19 +42,20 @@ class Parallel:
 
 def parallels(record: Record, looks: Mapping[str, str], spaces: Mapping[str, Mapping[str, BaseDistribution]]
               ) -> list[Parallel]:
-    """One a method with at least two complete trials."""
+    """One a method with at least two trials that are compared."""
     return [parallel(record, method, looks[method], spaces[method]) for method in record.methods
-            if spaces.get(method) and sum(o.method == method for o in record.scored) > 1]
+            if spaces.get(method) and sum(o.method == method for o in record.compared) > 1]
 
 
 def parallel(record: Record, method: str, look: str, space: Mapping[str, BaseDistribution]) -> Parallel:
-    outcomes = [outcome for outcome in record.scored if outcome.method == method]
+    outcomes = [outcome for outcome in record.compared if outcome.method == method]
     names = [name for name in space if any(name in o.hyperparameters for o in outcomes)]
-    found = losses(outcomes)
+    found = [outcome.validation_loss or 0.0 for outcome in outcomes]
     loss = Scale(min(found), min(max(found), loss_scale(found).high))
     places = {name: round(100 * i / len(names), 2) for i, name in enumerate(names)}
     axes = [Axis(places[name], words.name(name), ends(space[name])) for name in names]
-    axes.append(Axis(100, "loss", [Tick(0, words.loss(loss.high)), Tick(100, words.loss(loss.low))]))
+    title = f"loss after {words.count(record.early[0].steps, 'step')}" if record.early else "loss"
+    axes.append(Axis(100, title, [Tick(0, words.loss(loss.high)), Tick(100, words.loss(loss.low))]))
     lines = []
     for rank, outcome in reversed(list(enumerate(outcomes))):  # the best are drawn last
         points = [(places[name], height(space[name], outcome.hyperparameters[name])) for name in names

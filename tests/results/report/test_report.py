@@ -14,7 +14,8 @@ from finemesh.results.record import read_record
 from finemesh.results.report import SECTIONS, write_report
 from finemesh.results.report.charts import Label, Scale, apart, looks, loss_scale
 from finemesh.results.report.importance import importances, of_method, share_of_method, spaces
-from finemesh.trial import Outcome
+from finemesh.run import RunFolder
+from finemesh.trial import Outcome, write_outcome
 
 Make = Callable[..., Path]
 VOID = {"meta", "br", "link", "img", "input", "hr"}
@@ -54,6 +55,8 @@ RUNS = {"finished": {"space": True}, "classify": {"task": "classify"}, "regress"
         "one trial": {"trials": 1}, "no trial": {"trials": 0, "finished": False},
         "all failed": {"all_failed": True, "trials": 5}, "stopped": {"finished": False, "trials": 7, "space": True},
         "one method": {"methods": ("lora",), "trials": 14},
+        "halving": {"fidelity": "halving", "space": True},
+        "halving, stopped": {"fidelity": "halving", "trials": 4, "finished": False},
         "a front": {"objectives": ["validation_loss", "trainable_parameters", "seconds"]}}
 
 
@@ -147,6 +150,54 @@ def test_too_few_trials_are_said_to_be(make_run: Make) -> None:
     assert all(not one.shares for one in importances(record, spaces(record)))
     assert share_of_method(record) is None
     assert "Too few trials to tell" in write_report(record.folder).read_text(encoding="utf-8")
+
+
+def test_pruned_trials_are_compared_after_as_many_steps(make_run: Make) -> None:
+    run = make_run(trials=30, methods=("lora", "prompt"), fates={4: "failed"}, space=True, fidelity="halving")
+    record, page = read_record(run), Page(write_report(run).read_text(encoding="utf-8"))
+    assert len(record.scored) == 8  # two of each bracket
+    assert {outcome.steps for outcome in record.compared} == {2}
+    told = {o.number: o for o in RunFolder(run).outcomes()}
+    firsts = [o for o in told.values() if o.continues is None and o.state != "failed"]
+    assert sorted(o.validation_loss for o in record.compared) == pytest.approx(sorted(o.validation_loss for o in firsts))
+    assert {o.number for o in record.compared}.isdisjoint(o.continues for o in told.values())  # a point counts once
+    assert all(sum(dict(one.shares).values()) == pytest.approx(1) for one in importances(record, spaces(record)))
+    assert share_of_method(record) is not None
+    everything = " ".join("".join(page.texts["body"]).split())
+    assert everything.count("losses after 2 of 20 steps are compared, which 29 of 30 trials have.") == 3
+    assert "Too few trials" not in everything
+    assert everything.count("loss after 2 steps") == 2
+    assert len([line for line in page.of("line") if "leader" not in line["class"] and "best" not in line["class"]]) == 29 + 26
+    ends = [outcome.validation_loss for outcome in record.scored if outcome.method == "lora"]
+    assert f"after 2 steps; best of {len(ends)} complete {ends[0]:.3f}" in everything
+
+
+def test_trials_without_a_loss_at_that_length_are_left_out_and_estimates_said(make_run: Make) -> None:
+    run = make_run(trials=18, methods=("lora",), fates={}, space=True, fidelity="halving")
+    alone = [o for o in read_record(run).outcomes if o.steps == 2]
+    sure, early, untrained = alone[:3]
+    write_outcome(RunFolder(run).trial(sure.number), replace(sure, error="surely behind trial 0000", scored_tokens=400))
+    write_outcome(RunFolder(run).trial(early.number), replace(early, error="surely behind trial 0000", steps=1))
+    for folder in (RunFolder(run).trial(early.number), RunFolder(run).trial(untrained.number)):
+        (folder / "curve.jsonl").write_text('{"step": 0, "validation_loss": 2.5}\n')
+    write_outcome(RunFolder(run).trial(untrained.number), replace(
+        untrained, state="complete", steps=20, trained_tokens=0, validation_loss=2.5))
+    found = {o.number: o.validation_loss for o in read_record(run).compared}
+    assert len(found) == 17
+    assert early.number not in found
+    assert found[untrained.number] == 2.5
+    text = " ".join(write_report(run).read_text(encoding="utf-8").split())
+    assert "which 17 of 18 trials have. 1 of these losses is an estimate from a part of the rows" in text
+
+
+def test_where_all_trials_go_their_whole_length_their_ends_are_compared(make_run: Make) -> None:
+    run = make_run(fates={5: "failed", 9: "infeasible", 13: "duplicate"})
+    for number in (1, 2):
+        (RunFolder(run).trial(number) / "curve.jsonl").unlink()
+    record = read_record(run)
+    assert record.early == []
+    assert record.compared == record.scored
+    assert "are compared" not in write_report(run).read_text(encoding="utf-8")
 
 
 def test_conditional_settings_are_left_out_and_said() -> None:
