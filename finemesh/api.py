@@ -1,6 +1,7 @@
 """What the commands do, as functions. The only module, with preparation.py, that sees both halves."""
 
 import json
+import math
 import shutil
 import sys
 import tempfile
@@ -180,13 +181,14 @@ def check(config: Config, message: Callable[[str], None] = lambda text: None) ->
     mean = sum(m["trial_seconds"] for m in methods.values()) / max(1, len(methods))
     repeats = config.search.repeats * (3 + len(study.references)) + 2 * config.search.extra_repeats
     summary = study.splits.summary()
-    trials = _rule(config.search).share * config.search.trials + repeats  # of full length
+    searching = mean * _rule(config.search).share * config.search.trials / config.workers
+    finishing = mean * repeats / config.workers
     return {"task": splits.task, "format": splits.format, "rows": summary["rows"],
             **{name: summary[name] for name in ("tasks",) if name in summary}, "duplicates": splits.duplicates,
             "dropped": splits.dropped, "data_hash": summary["data_hash"], "model": source.public_name,
             "precision": study.task.precision.name, "epochs_a_trial": round(steps * batch / len(splits.train), 2),
             "base_memory_mb": next((o.base_memory_mb for o in outcomes.values() if o.base_memory_mb), None),
-            "methods": methods, "search_seconds": round(mean * trials / config.workers),
+            "methods": methods, "search_seconds": round(min(searching, 3600 * (config.search.hours or math.inf)) + finishing),
             "warnings": warnings}
 
 

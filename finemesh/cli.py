@@ -5,6 +5,7 @@ input is wrong, 130 interrupted, 1 anything else, as a run that failed. finemesh
 """
 
 import contextlib
+import math
 import os
 import shlex
 import sys
@@ -70,8 +71,8 @@ def init(
 @app.command()
 def search(
     config: ConfigFile,
-    trials: Annotated[Any, _number("--trials", "N", "stop after N trials")] = None,
-    hours: Annotated[Any, _number("--hours", "H", "stop after H hours")] = None,
+    trials: Annotated[Any, _number("--trials", "N", "stop the search after N trials")] = None,
+    hours: Annotated[Any, _number("--hours", "H", "stop the search after H hours; leaders and references come after")] = None,
     optimizer: Annotated[str | None, _option("--optimizer", "NAME", "nomad, tpe or random")] = None,
     fidelity: Annotated[str | None, _option("--fidelity", "NAME", "full, halving, hyperband or curve")] = None,
     earlier: Annotated[list[str] | None, _option("--from", "RUN", "try the best points of this run first (repeatable)")] = None,
@@ -273,8 +274,9 @@ def _watched(config: "Config", trials: int | None = None) -> Iterator["Observer"
     from finemesh.results.live import live
     from finemesh.run import RunFolder
 
-    earlier = [] if trials else RunFolder(config.out).outcomes()
-    with live(None, trials=trials or config.search.trials, resumed=len(earlier), earlier=earlier) as observer:
+    run, seconds = RunFolder(config.out), 3600 * (config.search.hours or math.inf)
+    with live(None, trials=trials or config.search.trials, earlier=[] if trials else run.outcomes(),
+              search_left=lambda: seconds - run.clock().get("search", 0.0)) as observer:
         yield observer
 
 

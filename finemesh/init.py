@@ -39,7 +39,7 @@ data:
 search:
   optimizer: nomad  # nomad | tpe | random
   trials: 30        # started again with more, a search goes on from where it ended
-  # hours: 2        # whichever ends first
+  # hours: 2        # of the search, whichever ends first: leaders and references come after
   steps: 200        # optimizer steps of a trial
   fidelity: halving  # only promising trials go all their steps, which takes a third of the time; full: all of them do
   batch_size: 8

@@ -341,9 +341,10 @@ def test_several_objectives_give_a_front_whose_lowest_loss_wins(places, tmp_path
 
 
 @pytest.mark.usefixtures("in_process")
-def test_check_spends_nothing_and_tells_all(places, tmp_path):
+@pytest.mark.parametrize("hours", [None, 1e-4])
+def test_check_spends_nothing_and_tells_all(places, tmp_path, hours):
     settings = config(places, tmp_path / "run")
-    search = settings.search.model_copy(update={"steps": 1000, "fidelity": "halving"})  # are foreseen, not made
+    search = settings.search.model_copy(update={"steps": 1000, "fidelity": "halving", "hours": hours})  # are foreseen, not made
     said: list[str] = []
     found = api.check(settings.model_copy(update={"search": search}), said.append)
     assert [text.partition(":")[0] for text in said] == ["[1/2] lora", "[2/2] prompt"]
@@ -351,8 +352,9 @@ def test_check_spends_nothing_and_tells_all(places, tmp_path):
     assert set(found["methods"]) == {"lora", "prompt"}
     assert found["methods"]["lora"]["trial_seconds"] > 0
     mean = sum(method["trial_seconds"] for method in found["methods"].values()) / 2
-    whole = settings.search.trials / 3 + settings.search.repeats * 5 + 2  # trials of full length: leaders and references, too
-    assert found["search_seconds"] == pytest.approx(mean * whole, rel=0.01, abs=1)
+    searching = settings.search.trials / 3 * mean if hours is None else hours * 3600
+    finishing = (settings.search.repeats * 5 + 2) * mean  # leaders and references
+    assert found["search_seconds"] == pytest.approx(searching + finishing, rel=0.01, abs=1)
     assert not (tmp_path / "run").exists()
 
 

@@ -1,10 +1,12 @@
 """The commands: what reaches the API, what is printed where, the exit status, and how mistakes read."""
 
+import contextlib
 import errno
 import json
+import math
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +17,7 @@ import pytest
 import finemesh
 from finemesh.cli import main
 from finemesh.errors import InputError
-from finemesh.trial import Outcome
+from finemesh.trial import Outcome, write_json
 
 LEAST = "model: some/model\ndata:\n  train: train.jsonl\n"
 OUTCOME = Outcome(0, "complete", "lora", {"rank": 8, "learning_rate": 2e-4}, seed=0, steps=20, validation_loss=1.84,
@@ -82,6 +84,26 @@ def test_search_ends_with_the_summary_of_the_run(
     monkeypatch.setattr("finemesh.results.summary.print_summary", shown)
     assert main(["search", "mine.yaml"]) == 0
     assert capsys.readouterr().out == "the summary of runs/mine\n"
+
+
+def test_the_live_display_knows_what_is_left_of_the_hours(
+        folder: Path, fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+
+    @contextlib.contextmanager
+    def watching(console: Any, **options: Any) -> Iterator[None]:
+        given.update(options)
+        yield None
+
+    monkeypatch.setattr("finemesh.results.live.live", watching)
+    monkeypatch.setattr("finemesh.results.summary.print_summary", lambda *given: None)
+    fake(search={})
+    (folder / "runs/mine").mkdir(parents=True)
+    write_json(folder / "runs/mine/clock.json", {"seconds": 700.0, "search": 600.0, "finish": 100.0})
+    assert main(["search", "mine.yaml", "--hours", "0.5"]) == 0
+    assert given["search_left"]() == pytest.approx(1200)
+    assert main(["search", "mine.yaml"]) == 0
+    assert given["search_left"]() == math.inf
 
 
 def test_tune_with_settings(folder: Path, fake: Fake, capsys: Captured) -> None:

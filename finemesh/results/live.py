@@ -3,6 +3,7 @@
 The display keeps its height (every line is cut, never wrapped), so that it does not flicker or jump.
 """
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -47,21 +48,28 @@ class Running:
 class Progress:
     """What is known so far, gathered from the observed events."""
 
-    def __init__(self, trials: int, resumed: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self.trials, self.clock = trials, clock
-        self.phase, self.total, self.done = "search", trials, resumed
+    def __init__(self, trials: int, earlier: Iterable[Outcome] = (), clock: Callable[[], float] = time.monotonic,
+                 search_left: Callable[[], float] = lambda: math.inf) -> None:
+        """`search_left`: the seconds that the search may yet take, asked when it begins."""
+        self.trials, self.clock, self.search_left = trials, clock, search_left
+        self.phase, self.total, self.done = "search", trials, 0
         self.running: dict[tuple[int, int], Running] = {}  # by number and seed: a leader's repeats share its number
         self.states: Counter[str] = Counter()
         self.best: Outcome | None = None
         self.by_method: dict[str, float] = {}
         self.since = self.last = clock()
         self.ended_here = 0
+        self.until = math.inf
+        self.known: set[int] = set()  # trials of the search; it tells again of those that it did not hear of before a kill
+        for outcome in earlier:
+            self.keep(outcome)
 
     def enter(self, phase: str, total: int) -> None:
         """The total of the search is its trials, with those of an earlier run; other phases begin at 0."""
         if phase != "search":
             self.total, self.done, self.ended_here = total, 0, 0
             self.since = self.last = self.clock()
+        self.until = self.clock() + self.search_left() if phase == "search" else math.inf
         self.phase = phase
 
     def start(self, job: Job) -> None:
@@ -82,11 +90,17 @@ class Progress:
     def end(self, outcome: Outcome) -> bool:
         """True where the outcome is the best so far of the search."""
         self.running.pop((outcome.number, outcome.seed), None)
-        self.done += self.phase != "search" or outcome.is_new
+        if self.phase == "search" and outcome.number in self.known:
+            return False
         self.ended_here, self.last = self.ended_here + 1, self.clock()
-        return self.phase == "search" and self.keep(outcome)
+        if self.phase == "search":
+            return self.keep(outcome)
+        self.done += 1
+        return False
 
     def keep(self, outcome: Outcome) -> bool:
+        self.known.add(outcome.number)
+        self.done += outcome.is_new
         self.states[outcome.state] += 1
         self.states["pruned"] -= outcome.continues is not None
         loss = outcome.validation_loss
@@ -99,11 +113,15 @@ class Progress:
         return False
 
     def seconds_left(self) -> float | None:
-        """From the pace of what ended in this phase, time between runs included; None before the first end."""
+        """From the pace of what ended in this phase, time between runs included; None before the first end.
+
+        A search does not go on beyond its hours.
+        """
         if not self.ended_here or self.last == self.since:
             return None
         pace = (self.last - self.since) / self.ended_here
-        return max(0.0, pace * (self.total - self.done) - (self.clock() - self.last))
+        now = self.clock()
+        return max(0.0, min(pace * (self.total - self.done) - (now - self.last), self.until - now))
 
 
 def label(job: Job) -> str:
@@ -229,18 +247,15 @@ class Display:
 
 
 @contextmanager
-def live(console: Console | None, *, trials: int, resumed: int = 0,
-         earlier: Iterable[Outcome] = ()) -> Iterator[Observer]:
+def live(console: Console | None, *, trials: int, earlier: Iterable[Outcome] = (),
+         search_left: Callable[[], float] = lambda: math.inf) -> Iterator[Observer]:
     """An observer that shows the search on `console`, by default standard error.
 
-    `trials` are all trials of the search, `resumed` those that an earlier run of the command ended and
-    `earlier` their outcomes, among which the best so far may be.
+    `trials` are all trials of the search, `earlier` the outcomes of those that an earlier run of the command ended,
+    among which the best so far may be; `search_left` as Progress has it.
     """
     console = Console(stderr=True, highlight=False) if console is None else console
-    known = list(earlier)
-    progress = Progress(trials, resumed - sum(not outcome.is_new for outcome in known))
-    for outcome in known:
-        progress.keep(outcome)
+    progress = Progress(trials, earlier, search_left=search_left)
     if not console.is_terminal or console.is_dumb_terminal:
         yield Plain(console, progress)
         return

@@ -68,13 +68,30 @@ def test_phases_after_the_search_count_from_nothing_and_name_seeds() -> None:
 
 def test_a_resumed_search_goes_on_counting_and_knows_its_best() -> None:
     earlier = [ended(0, 1.2), ended(1, 1.2, duplicate_of=0), ended(2, 1.4)]
-    watched, stream = plain(trials=4, resumed=3, earlier=earlier)
+    watched, stream = plain(trials=4, earlier=earlier)
     with watched as observer:
         observer.phase("search", 4)
         observer.ended(ended(3, 1.3))
     line = stream.getvalue().splitlines()[1]
     assert "[3/4] trial 3" in line
     assert "best so far" not in line
+
+
+def test_a_trial_that_a_kill_left_untold_counts_once() -> None:
+    watched, stream = plain(trials=4, earlier=[ended(0, 1.2), ended(1, 1.3), ended(2, 1.4)])
+    with watched as observer:
+        observer.phase("search", 4)
+        for outcome in (ended(1, 1.3), ended(2, 1.4), ended(3, 1.1), ended(3, 1.1)):
+            observer.ended(outcome)
+    assert [line.partition("  ")[0] for line in stream.getvalue().splitlines()[1:]] == [
+        "[3/4] trial 1", "[3/4] trial 2", "[4/4] trial 3", "[4/4] trial 3"]
+    now = [0.0]
+    progress = Progress(10, [ended(0, None, "failed")], clock=lambda: now[0])
+    for number, second in ((0, 1.0), (1, 30.0)):
+        now[0] = second
+        progress.end(ended(number, None, "failed"))
+    assert progress.states["failed"] == 2
+    assert progress.seconds_left() == pytest.approx(8 * 30)  # a trial of an earlier run tells nothing of the pace
 
 
 def test_points_that_are_not_started_take_one_line_in_all() -> None:
@@ -85,20 +102,20 @@ def test_points_that_are_not_started_take_one_line_in_all() -> None:
             observer.ended(ended(number, None, "infeasible", error="too many", started=False))
     assert stream.getvalue().count("infeasible, too many. It is not started, nor is what follows like it.") == 1
     assert len(stream.getvalue().splitlines()) == 2
-    progress = Progress(4, 0)
+    progress = Progress(4)
     progress.end(ended(0, None, "infeasible", started=False))
     assert progress.done == 0
 
 
 def test_infeasible_is_never_best() -> None:
-    progress = Progress(3, 0)
+    progress = Progress(3)
     assert not progress.end(ended(0, 0.5, "infeasible"))
     assert progress.end(ended(1, 1.5))
 
 
 def test_time_left_is_the_pace_of_this_phase() -> None:
     now = [0.0]
-    progress = Progress(10, 4, clock=lambda: now[0])
+    progress = Progress(10, map(ended, range(4)), clock=lambda: now[0])
     assert progress.seconds_left() is None
     for number, second in ((4, 30.0), (5, 60.0)):
         now[0] = second
@@ -106,6 +123,22 @@ def test_time_left_is_the_pace_of_this_phase() -> None:
     assert progress.seconds_left() == pytest.approx(4 * 30)
     now[0] = 70.0
     assert progress.seconds_left() == pytest.approx(4 * 30 - 10)
+
+
+def test_a_search_goes_on_no_longer_than_its_hours() -> None:
+    now = [0.0]
+    progress = Progress(1000, clock=lambda: now[0], search_left=lambda: 600.0)
+    now[0] = 20.0  # of preparation
+    progress.enter("search", 1000)
+    now[0] = 50.0
+    progress.end(ended(0))
+    assert progress.seconds_left() == pytest.approx(570)
+    now[0] = 700.0
+    assert progress.seconds_left() == 0
+    progress.enter("leaders and references", 30)
+    now[0] = 740.0
+    progress.end(ended(0, seed=1))
+    assert progress.seconds_left() == pytest.approx(29 * 40)
 
 
 def shown(display: Display, width: int) -> list[str]:
@@ -116,7 +149,7 @@ def shown(display: Display, width: int) -> list[str]:
 
 @pytest.mark.parametrize("width", [80, 40, 20])
 def test_the_display_fits_and_keeps_its_height(width: int) -> None:
-    display = Display(Console(), Progress(12, 0))
+    display = Display(Console(), Progress(12))
     heights = set()
     display.ended(ended(0, 1.71))
     for number in (1, 2):
@@ -132,7 +165,7 @@ def test_the_display_fits_and_keeps_its_height(width: int) -> None:
 
 
 def test_the_display_says_where_the_search_is() -> None:
-    display = Display(Console(), Progress(12, 0))
+    display = Display(Console(), Progress(12))
     display.ended(ended(0, 1.71))
     display.ended(ended(1, None, "failed"))
     display.ended(ended(2, 1.9, method="prompt"))
@@ -146,7 +179,7 @@ def test_the_display_says_where_the_search_is() -> None:
 
 
 def test_progress_of_repeats_with_one_number_goes_to_the_run_that_it_continues() -> None:
-    progress = Progress(3, 0)
+    progress = Progress(3)
     progress.enter("leaders and references", 3)
     for seed in (1, 2, 3):
         progress.start(job(7, "repeats", seed))
