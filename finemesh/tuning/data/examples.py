@@ -23,11 +23,16 @@ class Turn:
 @dataclass(frozen=True)
 class Dialogue:
     """An optional system turn, then user and assistant in turn (see `dialogue`); it ends with the answer to learn,
-    or with the user where an answer is asked for."""
+    or with the user where an answer is asked for.
+
+    `about`, of rows of data.tasks: a hash of what the row is about, then those of what rows of other tasks are about and
+    this one holds (overlap.py).
+    """
 
     turns: tuple[Turn, ...]
     place: str = field(default="", compare=False, repr=False)  # "train.jsonl, line 7"
     task: str = field(default="", compare=False, repr=False)  # of data.tasks, that it is an instruction of
+    about: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def prompt(self) -> str:
@@ -58,7 +63,8 @@ class Dialogue:
 
     def to_json(self) -> dict[str, Any]:
         messages = [{"role": turn.role, "content": turn.content} for turn in self.turns]
-        return {"messages": messages, **({"task": self.task} if self.task else {})}
+        return {"messages": messages, **({"task": self.task} if self.task else {}),
+                **({"about": list(self.about)} if self.about else {})}
 
 
 @dataclass(frozen=True)
@@ -99,7 +105,7 @@ def from_json(fields: Mapping[str, Any]) -> Example:
     """The inverse of `to_json`."""
     if "messages" in fields:
         turns = tuple(Turn(turn["role"], turn["content"]) for turn in fields["messages"])
-        return Dialogue(turns, task=fields.get("task", ""))
+        return Dialogue(turns, task=fields.get("task", ""), about=tuple(fields.get("about", ())))
     return Labelled(fields["text"], fields.get("text2"), fields["label"])
 
 

@@ -5,7 +5,7 @@ to be learned; columns are named in braces. Turned around, a template asks for t
 review. => {text}`. Which way round a task is meant, its first template says.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from string import Formatter
@@ -74,13 +74,14 @@ def _filled(side: Side, values: Mapping[str, str]) -> str:
 class Item:
     """A row of a task, whose template is drawn by the row alone. `values`: the text of each column that templates name.
 
-    `asked`: the columns of the question as the first template asks it.
+    `asked`: the columns of the question as the first template asks it. `about`: see Dialogue.
     """
 
     task: str
     values: Mapping[str, str]
     asked: frozenset[str]
     place: str
+    about: tuple[str, ...] = ()
 
     @cached_property
     def row_hash(self) -> str:
@@ -92,6 +93,10 @@ class Item:
         question = sorted(canonical(self.values[column]) for column in self.asked)
         return content_hash(question) if any(question) else self.row_hash
 
+    def texts(self, columns: Iterable[str]) -> frozenset[str]:
+        """Those in the columns that are not blank."""
+        return frozenset(filter(None, (canonical(self.values[column]) for column in columns)))
+
     def draw(self, purpose: str) -> int:
         """A number that is random over the rows, and the same for this one for ever."""
         return int(content_hash([purpose, self.row_hash]), 16)
@@ -100,4 +105,5 @@ class Item:
         """By one of the templates, none of whose answers is blank."""
         template = templates[self.draw("template") % len(templates)]
         answer = _filled(template.answer, self.values)
-        return Dialogue((Turn("user", template.asked(self.values)), Turn("assistant", answer)), self.place, self.task)
+        turns = (Turn("user", template.asked(self.values)), Turn("assistant", answer))
+        return Dialogue(turns, self.place, self.task, self.about)

@@ -4,7 +4,7 @@ FLAN (arXiv 2109.01652), with examples-proportional mixing under a cap (arXiv 19
 and why, is in docs/decisions/006. A row's split, its template and whether the cap keeps it follow from hashes of the row.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from finemesh.errors import FieldError, InputError, nearest
@@ -13,6 +13,7 @@ from finemesh.tuning.data.examples import Dialogue
 from finemesh.tuning.data.files import no_header, read_rows
 from finemesh.tuning.data.formats import is_data, usual_names
 from finemesh.tuning.data.instructions import Item, Template
+from finemesh.tuning.data.overlap import related, without
 from finemesh.tuning.data.rows import Row
 from finemesh.tuning.data.split import NAMES, Splits, remarks, split
 
@@ -57,8 +58,13 @@ def load_tasks(tasks: Mapping[str, TaskSource], held_out: Sequence[str] = (), va
             raise FieldError(str(error), "data", "tasks", name, "train") from None
         duplicates, dropped = duplicates + equal, dropped + blank
     clusters = {name: task.cluster for name, task in tasks.items()}
+    items = related(items)
     parts, notes = _judged_zero_shot(items, tasks, held_out, validation, test) if held_out else \
-        (_shares(_capped(items, tasks), validation, test), [])
+        _apart(_shares(_capped([item for own in items.values() for item in own], tasks), validation, test))
+    empty = next((name for name in NAMES if not parts[name]), None)
+    if empty:
+        raise FieldError(f"no row is left for the {empty} split once those are taken out whose text another split has in "
+                         "another task: give the tasks different texts", "data", "held_out" if held_out else "tasks")
     made: dict[str, list[Dialogue]] = {}
     for name in NAMES:
         put = [item.put(tasks[item.task].templates if name == "train" else tasks[item.task].straight)
@@ -119,10 +125,10 @@ def _word(value: str, labels: Mapping[str, str], row: Row) -> str:
     return labels[value.strip()]
 
 
-def _capped(items: Mapping[str, Iterable[Item]], tasks: Mapping[str, TaskSource]) -> list[Item]:
+def _capped(items: Sequence[Item], tasks: Mapping[str, TaskSource]) -> list[Item]:
     """Of each task at most `cap` rows: those that rows added later are least likely to displace."""
-    return [item for name, rows in items.items()
-            for item in sorted(rows, key=lambda item: item.draw("cap"))[:tasks[name].cap]]
+    drawn = sorted(items, key=lambda item: item.draw("cap"))
+    return [item for name, task in tasks.items() for item in [item for item in drawn if item.task == name][:task.cap]]
 
 
 def _shares(items: Sequence[Item], validation: float, test: float) -> dict[str, list[Item]]:
@@ -137,33 +143,30 @@ def _judged_zero_shot(items: Mapping[str, list[Item]], tasks: Mapping[str, TaskS
     """Trained on the other clusters; the last held-out one tests, those before it validate, a single one does both."""
     home = {name: "train" if task.cluster not in held_out else "test" if task.cluster == held_out[-1] else "validation"
             for name, task in tasks.items()}
-    rows = {part: {name: items[name] for name in items if home[name] == part} for part in NAMES}
-    notes = []
-    for later, earlier in (("test", "validation"), ("test", "train"), ("validation", "train")):
-        rows[earlier], met = _without(rows[earlier], rows[later])
-        if met:
-            notes.append(f"{met} {earlier} rows whose question is also one of the held-out {later} tasks were left out")
-    parts = {part: _capped(rows[part], tasks) for part in NAMES}
+    parts, notes = _apart({part: [item for name, own in items.items() if home[name] == part for item in own] for part in NAMES})
+    parts = {part: _capped(parts[part], tasks) for part in NAMES}
     if len(held_out) == 1:
         if len({item.key for item in parts["test"]}) < 2:
             raise FieldError(f"{held_out[0]} has rows of one question only, where validation and test need one each: give "
                              "its tasks more rows, or hold out a second cluster", "data", "held_out")
         halves = split(parts["test"], {"test": test / (validation + test)})
-        parts |= {"validation": halves["train"], "test": halves["test"]}
-        notes.append(f"validation and test are different rows of one cluster, {held_out[0]}: the test's rows are new, but the "
-                     "search chose by their task; with a second cluster in data.held_out the test's task is new too")
-    empty = next((part for part in NAMES if not parts[part]), None)
-    if empty:
-        raise FieldError(f"no row is left for the {empty} split once those are taken out that a held-out task asks too: give "
-                         "the tasks of different clusters different texts", "data", "held_out")
+        parts, shared = _apart(parts | {"validation": halves["train"], "test": halves["test"]})
+        notes += [*shared, f"validation and test are different rows of one cluster, {held_out[0]}: the test's rows are new, "
+                  "but the search chose by their task; with a second cluster in data.held_out the test's task is new too"]
     return parts, notes
 
 
-def _without(rows: Mapping[str, list[Item]], others: Mapping[str, list[Item]]) -> tuple[dict[str, list[Item]], int]:
-    """The rows that ask none of the others' questions, and how many do."""
-    there = {item.key for items in others.values() for item in items}
-    kept = {name: [item for item in items if item.key not in there] for name, items in rows.items()}
-    return kept, sum(map(len, rows.values())) - sum(map(len, kept.values()))
+def _apart(parts: Mapping[str, list[Item]]) -> tuple[dict[str, list[Item]], list[str]]:
+    """Each split without the rows whose text a later one has in another task, and notes that count them."""
+    kept, notes = dict(parts), []
+    for later, earlier in (("test", "validation"), ("test", "train"), ("validation", "train")):
+        asked = {item.key for item in kept[later]}
+        others = without((item for item in kept[earlier] if item.key not in asked), kept[later])
+        met = len(kept[earlier]) - len(others)
+        if met:
+            notes.append(f"{met} {earlier} rows whose text is in {later} too, in another task, were left out")
+        kept[earlier] = others
+    return kept, notes
 
 
 def _sentence(clusters: Mapping[str, str], held_out: Sequence[str]) -> str:

@@ -79,9 +79,27 @@ def test_the_search_never_sees_the_rows_of_the_test_cluster(tmp_path: Path) -> N
              "c": task(tmp_path, "c", rows(30, "c") + shared)}
     splits = load_tasks(tasks, ["b", "c"])
     assert [len(splits[name]) for name in NAMES] == [50, 50, 40]
-    assert "10 train rows whose question is also one of the held-out test tasks were left out" in splits.notes
+    assert "10 train rows whose text is in test too, in another task, were left out" in splits.notes
     with pytest.raises(InputError, match="no row is left for the train split once those are taken out"):
         load_tasks({"a": task(tmp_path, "a", shared), "c": tasks["c"]}, ["c"])
+
+
+def test_a_task_that_asks_the_other_way_round_tells_nothing_of_what_judges(tmp_path: Path) -> None:
+    lines = rows(100, "a")
+    tasks = {"judge": task(tmp_path, "judge", lines, cluster="one"), "write": task(tmp_path, "write", lines, [TURNED])}
+    splits = load_tasks(tasks, (), 0.2, 0.2)
+    answers = {example.answer for example in splits.train}
+    judged = [example for example in (*splits.validation, *splits.test) if example.answer in "01"]
+    assert not {example.prompt.removeprefix("Good or bad? ") for example in judged} & answers
+    gone = 200 - sum(len(splits[name]) for name in NAMES)
+    assert gone == sum(int(note.split()[0]) for note in splits.notes if "too, in another task, were left out" in note) > 0
+    with pytest.raises(InputError, match=r"^data\.held_out: no row is left for the train split .* give the tasks different"):
+        load_tasks(tasks, ["one"])
+    both = {**tasks, "write": task(tmp_path, "write", lines, [TURNED], cluster="one"), "c": task(tmp_path, "c")}
+    halves = load_tasks(both, ["one"], 0.2, 0.2)
+    texts = [{example.answer if example.task == "write" else example.prompt.removeprefix("Good or bad? ")
+              for example in halves[name] if isinstance(example, Dialogue)} for name in ("validation", "test")]
+    assert not texts[0] & texts[1]
 
 
 def test_the_cap_bounds_every_task_and_more_rows_displace_few(tmp_path: Path) -> None:
