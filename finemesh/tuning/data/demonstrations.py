@@ -1,7 +1,7 @@
 """Demonstrations: answered dialogues of the training rows, chosen to be shown before a question.
 
 Similar ones are retrieved by BM25 over the questions (Robertson & Zaragoza 2009; for demonstrations Liu et al., arXiv
-2101.06804). A row is never a demonstration for itself, nor is another answer to its question.
+2101.06804). A row is never a demonstration for itself, be it as another task puts it, nor is another answer to its question.
 """
 
 import random
@@ -35,13 +35,18 @@ class Demonstrations:
         random.Random(seed).shuffle(distinct)
         return Demonstrations(tuple(distinct[:MOST]), seed)
 
+    @property
+    def spare(self) -> int:
+        """How many of them may be one row, each as another task puts it."""
+        return len({dialogue.task for dialogue in self.dialogues})
+
     def fixed(self, row: Dialogue, count: int) -> list[Dialogue]:
         """The same for every row; the next one in place of the row itself."""
-        return self._others(range(count + 1), row)[:count]
+        return self._others(range(count + self.spare), row)[:count]
 
     def random(self, row: Dialogue, count: int) -> list[Dialogue]:
         generator = random.Random(f"{self.seed}/{row.key}")
-        drawn = generator.sample(range(len(self.dialogues)), min(count + 1, len(self.dialogues)))
+        drawn = generator.sample(range(len(self.dialogues)), min(count + self.spare, len(self.dialogues)))
         return self._others(drawn, row)[:count]
 
     def similar(self, row: Dialogue, count: int) -> list[Dialogue]:
@@ -49,12 +54,13 @@ class Demonstrations:
         if not self.dialogues:
             return []
         scores = self._index.get_scores(_words([row.prompt])[0])
-        return self._others(np.argsort(-scores, kind="stable")[:count + 1], row)[:count]
+        return self._others(np.argsort(-scores, kind="stable")[:count + self.spare], row)[:count]
 
     def _others(self, places: Sequence[int] | np.ndarray, row: Dialogue) -> list[Dialogue]:
         question = asked(row)
         chosen = [self.dialogues[place] for place in places if place < len(self.dialogues)]
-        return [dialogue for dialogue in chosen if asked(dialogue) != question and dialogue.key != row.key]
+        return [dialogue for dialogue in chosen
+                if asked(dialogue) != question and dialogue.key != row.key and not _one_row(dialogue, row)]
 
     @cached_property
     def _index(self) -> Any:
@@ -69,6 +75,11 @@ def asked(dialogue: Dialogue) -> str:
     """The question, whatever its case, its spaces and the system turn before it; the row itself where it is blank."""
     first = next((turn.content for turn in dialogue.turns if turn.role == "user"), "")
     return " ".join(first.casefold().split()) or dialogue.row_hash
+
+
+def _one_row(first: Dialogue, second: Dialogue) -> bool:
+    """Whether one holds all that the other is about."""
+    return bool(set(first.about[:1]) & set(second.about) or set(second.about[:1]) & set(first.about))
 
 
 def _words(texts: list[str]) -> list[list[str]]:

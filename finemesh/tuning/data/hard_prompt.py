@@ -92,10 +92,10 @@ class HardPrompt:
                           demonstrations=Demonstrations(dialogues, fields["seed"]))  # type: ignore[arg-type]
 
     def to_json(self) -> dict[str, Any]:
-        """With no more demonstrations than can be chosen: of fixed ones, those and one for a row that is among them."""
+        """With no more demonstrations than can be chosen: of fixed ones, those and some for a row that is among them."""
         needed = self.demonstrations.dialogues
         if self.selection == "fixed" or not self.k:
-            needed = needed[:self.k + 1 if self.k else 0]
+            needed = needed[:self.k + self.demonstrations.spare if self.k else 0]
         own = {name: value for name, value in vars(self).items() if name != "demonstrations"}
         return own | {"seed": self.demonstrations.seed, "demonstrations": [dialogue.to_json() for dialogue in needed]}
 
