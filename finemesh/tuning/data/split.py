@@ -127,6 +127,11 @@ def load(train: str, validation: float | str = 0.1, test: float | str = 0.1, *,
     _refuse_shared_rows(sources)
     labels = _labels(*sources) if task == "classify" else ()
     parts = split(source.examples, shares, train) | {name: list(other.examples) for name, other in given.items()}
+    learned = _classes(parts["train"])
+    if len(learned) == 1:
+        raise InputError(f"every row that is left to train on has the label {learned.pop()!r}, and those of others are in "
+                         "validation or test; task: classify needs at least two labels to train on: add rows of the others, "
+                         "or give data.validation and data.test as files", file=train)
     duplicates, dropped = sum(s.duplicates for s in sources), sum(s.dropped for s in sources)
     return Splits(tuple(parts["train"]), tuple(parts["validation"]), tuple(parts["test"]), task,
                   source.recognised.sentence, labels, duplicates, dropped, tuple(remarks(parts, duplicates, dropped)))
@@ -205,7 +210,7 @@ def _refuse_shared_rows(sources: Sequence[_Source]) -> None:
 
 def _labels(source: _Source, *given: _Source) -> tuple[str, ...]:
     """The classes of the training source, numbers in their order."""
-    names = {str(example.label) for example in source.examples if isinstance(example, Labelled)}
+    names = _classes(source.examples)
     if len(names) == 1:
         raise InputError(f"every row has the label {names.pop()!r}; task: classify needs at least two labels",
                          file=source.name)
@@ -218,12 +223,20 @@ def _labels(source: _Source, *given: _Source) -> tuple[str, ...]:
     return tuple(sorted(names, key=lambda name: (0.0 if None in numbers.values() else numbers[name] or 0.0, name)))
 
 
+def _classes(examples: Sequence[Example]) -> set[str]:
+    return {example.label for example in examples if isinstance(example, Labelled) and isinstance(example.label, str)}
+
+
 def remarks(parts: Mapping[str, Sequence[Example]], duplicates: int, dropped: int) -> list[str]:
     notes = []
     if duplicates:
         notes.append(f"{duplicates} rows equal to another one (line ends and outer whitespace aside) were left out")
     if dropped:
         notes.append(f"{dropped} rows without an answer were left out")
+    unknown = _classes([*parts["validation"], *parts["test"]]) - _classes(parts["train"])
+    if unknown:
+        notes.append(f"no train row has the label {', '.join(sorted(unknown))}, which validation or test has: it cannot be "
+                     "learned")
     questions = {example.key for example in parts["train"]}
     for name in ("validation", "test"):
         known = sum(example.key in questions for example in parts[name])

@@ -193,6 +193,18 @@ def test_labels_are_sorted_as_numbers_where_they_are_numbers(tmp_path: Path) -> 
     assert load(write(tmp_path, "d.jsonl", rows)).labels == ("-1", "9", "10")
 
 
+def test_labels_that_are_not_in_train_are_said(tmp_path: Path) -> None:
+    rows = labels(40)
+    held = load(write(tmp_path, "d.jsonl", rows))
+    assert not any("no train row" in note for note in held.notes)
+    rare = [row | {"label": "rare"} if row["text"] == held.test[0].prompt else row for row in rows]
+    assert "no train row has the label rare, which validation or test has: it cannot be learned" in load(
+        write(tmp_path, "d.jsonl", rare)).notes
+    alone = [row | {"label": "rare" if row["label"] == "rare" else "usual"} for row in rare]
+    with pytest.raises(InputError, match=r"d\.jsonl: every row that is left to train on has the label 'usual', and those of"):
+        load(write(tmp_path, "d.jsonl", alone))
+
+
 @pytest.mark.parametrize(("rows", "given", "words"), [
     ([{"text": f"t{i}", "label": "x"} for i in range(9)], None, ["every row has the label 'x'", "at least two labels"]),
     (labels(9), [{"text": "u", "label": "yess"}],
