@@ -27,7 +27,7 @@ HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 QUESTION = r"""question = "What is the capital of France?"
 if tokenizer.chat_template:
     messages = [{"role": "user", "content": question}]
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False)
 else:
     text = f"### Instruction:\n{question}\n\n### Response:\n"
 inputs = tokenizer(text, return_tensors="pt", add_special_tokens=not tokenizer.chat_template)

@@ -8,7 +8,10 @@ from huggingface_hub import ModelCard
 from peft import LoraConfig, get_peft_model
 
 from finemesh.results.card import card, write_card
+from finemesh.tuning.data.examples import Dialogue, Turn
+from finemesh.tuning.data.templates import pieces
 from tests import tiny
+from tests.tuning.data.test_templates import THINKING
 
 CONTENT: dict[str, Any] = {
     "name": "demo", "base_model": "HuggingFaceTB/SmolLM2-135M-Instruct", "task": "instruct", "labels": [],
@@ -121,6 +124,19 @@ def test_the_code_runs_with_the_libraries_alone(tmp_path: Path, monkeypatch: pyt
         assert said[0] in tiny.LABELS
     if task == "regress":
         float(said[0])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_code_asks_without_a_train_of_thought_as_it_was_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.causal().save_pretrained(tmp_path)
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = THINKING
+    tokenizer.save_pretrained(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(code(card(CONTENT | {"peft_type": None})), names)
+    asked = Dialogue((Turn("user", names["question"]),))
+    assert names["text"] == pieces(asked, tokenizer)[0][0]
 
 
 @pytest.mark.parametrize(("place", "line"), [
