@@ -4,6 +4,7 @@ import gc
 import json
 import runpy
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -51,3 +52,23 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fake() -> SimpleNamespace:
     """tests/search/fake_search.py, which is also a command of its own."""
     return SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("search") / "fake_search.py"), run_name="fake_search"))
+
+
+@pytest.fixture(scope="module")
+def one_precision() -> Iterator[None]:
+    """One process has one precision, and the machine may prefer another."""
+    from finemesh import preparation
+    from finemesh.tuning.precision import Precision
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preparation, "measure_precision", lambda: Precision("fp32", 1.0, 1.0))
+        yield
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No process is started. Real workers have test_api.py's `run`, tests/faults and tests/search/executors."""
+    from finemesh import api
+    from tests.small_search import InProcess
+
+    monkeypatch.setattr(api, "_workers", lambda run, task, config, count: nullcontext(InProcess(task)))

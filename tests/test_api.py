@@ -1,75 +1,18 @@
 """Both halves together on a tiny model: a whole search with real workers, its resume, one run, the check, predictions."""
 
-import itertools
 import json
-import shutil
 import socket
-from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from finemesh import api, preparation
+from finemesh import api
 from finemesh.config import load_config
 from finemesh.errors import InputError
-from finemesh.search.executors.base import Event
-from finemesh.trial import write_outcome
-from finemesh.tuning.blackbox import Blackbox
-from finemesh.tuning.precision import Precision
-from finemesh.tuning.task import Task
-from finemesh.tuning.worker import _do
 from tests import tiny
+from tests.small_search import config, outcomes, points
 
-CONFIG = """
-model: {model}
-data: {{train: {data}, validation: 0.2, test: 0.2, max_length: 32}}
-methods: {methods}
-search: {{optimizer: {optimizer}, trials: {trials}, steps: 4, batch_size: 8, repeats: 2}}
-out: {out}
-"""
-
-
-def config(places: Path, out: Path, *, model: str = "causal", data: str = "pairs", optimizer: str = "random",
-           methods: str = "[lora, prompt]", trials: int = 5):
-    file = out.with_suffix(".yaml")
-    file.write_text(CONFIG.format(model=places / model, data=places / f"{data}.jsonl", out=out, optimizer=optimizer,
-                                  methods=methods, trials=trials))
-    return load_config(file)
-
-
-class InProcess:
-    """An executor without processes."""
-
-    workers = 1
-
-    def __init__(self, task: Task) -> None:
-        self._blackbox, self._events, self._numbers = Blackbox(task), [], itertools.count()
-
-    def submit(self, kind, arguments):
-        event = Event(next(self._numbers), "result", _do(self._blackbox, kind, arguments, lambda line: None))
-        self._events.append(event)
-        return event.id
-
-    def wait(self, timeout=None):
-        events, self._events = self._events, []
-        return events
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_precision():
-    """One process has one precision, and the machine may prefer another."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preparation, "measure_precision", lambda: Precision("fp32", 1.0, 1.0))
-        yield
-
-
-@pytest.fixture
-def in_process(monkeypatch):
-    """No process is started: that costs seconds each time. `run` has real workers; tests/faults and tests/search/executors
-    have many.
-    """
-    monkeypatch.setattr(api, "_workers", lambda run, task, config, count: nullcontext(InProcess(task)))
+pytestmark = pytest.mark.usefixtures("one_precision")
 
 
 @pytest.fixture(scope="module")
@@ -78,14 +21,6 @@ def run(places, tmp_path_factory) -> Path:
     document = api.search(config(places, out))
     assert document["state"] == "finished"
     return out
-
-
-def outcomes(run: Path) -> list[dict]:
-    return [json.loads(path.read_text()) for path in sorted(run.glob("trials/*/outcome.json"))]
-
-
-def points(run: Path) -> list[tuple]:
-    return [(o["method"], o["hyperparameters"], o["validation_loss"]) for o in outcomes(run)]
 
 
 def test_a_search_hands_over_what_it_promises(run):
@@ -142,59 +77,6 @@ def test_one_run_and_the_same_again(places, tmp_path):
     assert again.validation_loss == outcome.validation_loss
     with pytest.raises(InputError, match="has no trial 3"):
         api.tune_again(folder, 3)
-
-
-@pytest.mark.usefixtures("in_process")
-def test_one_run_that_failed_is_run_again(places, tmp_path):
-    settings = config(places, tmp_path / "one")
-    for number, state in enumerate(("complete", "failed", "complete")):
-        outcome = api.tune(settings, "lora", {"rank": 2}, steps=1)
-        assert (outcome.number, outcome.state) == (max(0, number - 1), "complete")
-        write_outcome(tmp_path / f"one-lora/trials/{outcome.number:04d}", replace(outcome, state=state))
-
-
-@pytest.mark.usefixtures("in_process")
-def test_a_run_that_was_moved_answers_and_does_its_trials_again(run, tmp_path):
-    moved = tmp_path / "moved"
-    shutil.copytree(run, moved)
-    task = json.loads((moved / "task.json").read_text())
-    gone = task | {"splits": "/nowhere/splits", "source": task["source"] | {"location": "/nowhere/model"}}
-    (moved / "task.json").write_text(json.dumps(gone))
-    (tmp_path / "new.jsonl").write_text('{"prompt": "w0 w9"}\n')
-    asked = [list(api.predict(folder, str(tmp_path / "new.jsonl"))) for folder in (run, moved)]
-    assert asked[0] == asked[1]
-    assert api.tune_again(moved, 0).validation_loss == points(run)[0][2]
-
-
-@pytest.mark.usefixtures("in_process")
-def test_a_run_whose_data_have_changed_does_not_go_on(places, tmp_path):
-    data = tmp_path / "mine.jsonl"
-    data.write_bytes((places / "pairs.jsonl").read_bytes())
-    settings = config(places, tmp_path / "run", data=str(tmp_path / "mine"), trials=1, methods="[prompt]")
-    api.search(settings)
-    rows = data.read_text()
-    data.write_text(rows + '{"prompt": "w1 w2 w3", "completion": "w4"}\n')
-    with pytest.raises(InputError, match=r"run.yaml, line 3: data.train: .*mine.jsonl is not the file any more with which"):
-        api.search(settings)
-    data.unlink()  # its rows are in the splits
-    assert api.search(settings)["state"] == "finished"
-
-
-@pytest.mark.usefixtures("in_process")
-def test_a_disk_that_is_full_at_the_end_leaves_nothing_half_written(places, tmp_path, monkeypatch):
-    settings = config(places, tmp_path / "run", trials=1, methods="[prompt]")
-
-    def full(tokenizer, folder, **_):
-        (folder / "tokenizer.json").write_text("{")
-        raise Exception("No space left on device (os error 28)")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("transformers.PreTrainedTokenizerBase.save_pretrained", full)
-        with pytest.raises(InputError, match=r"the disk that holds .*run is full"):
-            api.search(settings)
-    assert not list((tmp_path / "run").glob("*best*"))
-    assert api.search(settings)["state"] == "finished"
-    assert (tmp_path / "run/best/tokenizer.json").exists()
 
 
 @pytest.mark.usefixtures("in_process")
