@@ -44,7 +44,7 @@ DATASETS = (
     Dataset("e2e", SMOLLM, "e2e_valid.jsonl", rows=(800, 64, 128), steps=20, batch_size=8, validations=1),
     Dataset("rte", MINILM, "rte_train.jsonl", "rte_dev32.jsonl", "rte_val.jsonl", steps=40, batch_size=8),
 )
-FEWER = {"alpaca": 3, "e2e": 3}  # trials of each method, where a run takes minutes
+FEWER = {"alpaca": 3}  # trials of each method, where a run takes minutes
 
 
 @dataclass(frozen=True)
