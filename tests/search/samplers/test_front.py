@@ -17,6 +17,19 @@ def test_what_dominates_is_nowhere_worse_and_somewhere_better() -> None:
     assert dominating(losses).tolist() == [0, 0, 2, 2, 4]
 
 
+def test_counts_are_those_of_the_definition(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of ties, copies and infinite losses."""
+    monkeypatch.setattr("finemesh.search.samplers.front.BITS", 64)
+    rng = np.random.default_rng(0)
+    for objectives in (1, 2, 3, 4):
+        for size, values in ((1, 2), (64, 3), (65, 9), (200, 1000)):
+            losses = rng.integers(-values, values, (size, objectives)).astype(float)
+            for special in (np.inf, -0.0):
+                losses[rng.random(losses.shape) < 0.1] = special
+            no_worse = (losses[:, None] <= losses).all(axis=2)
+            assert dominating(losses).tolist() == (no_worse & (losses[:, None] < losses).any(axis=2)).sum(axis=0).tolist()
+
+
 def test_the_front_is_of_feasible_points_or_the_least_infeasible_one() -> None:
     infeasible = [record(0, 0.0, 0.0, memory=2.0), record(1, 5.0, 5.0, memory=1.0)]
     assert [one.number for one in nondominated(infeasible)] == [1]
