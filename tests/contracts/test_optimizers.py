@@ -10,6 +10,7 @@ from types import ModuleType
 
 import optuna
 import pytest
+from optuna.samplers import PartialFixedSampler, RandomSampler
 from optuna.trial import Trial, TrialState
 
 from finemesh.search.samplers import OPTIMIZERS
@@ -139,6 +140,29 @@ def test_enqueued_points_are_run_and_the_rest_follows(name: str) -> None:
     assert study.trials[0].params == {"x": 0.25, "y": 0.75}
     assert study.trials[1].params["x"] == 0.5
     assert len({tuple(trial.params.values()) for trial in study.trials}) == 12
+
+
+@every_optimizer
+def test_goes_on_alike_from_another_samplers_trials(name: str) -> None:
+    sequences = []
+    for chunks in ([8], [5, 3]):
+        study = optuna.create_study(sampler=RandomSampler(seed=0))
+        study.optimize(lambda trial: loop.loss(loop.suggest(trial)), n_trials=8, catch=FloatingPointError)
+        for trials in chunks:
+            study.sampler = OPTIMIZERS[name](3, 1)
+            study.optimize(lambda trial: loop.loss(loop.suggest(trial)), n_trials=trials, catch=FloatingPointError)
+        sequences.append([trial.params for trial in study.trials])
+    assert sequences[0] == sequences[1]
+    assert len({str(params) for params in sequences[0]}) == 16
+
+
+@pytest.mark.filterwarnings("ignore:PartialFixedSampler is experimental")
+@every_optimizer
+def test_a_fixed_hyperparameter_leaves_the_others_to_be_searched(name: str) -> None:
+    study = optuna.create_study(sampler=PartialFixedSampler({"y": 0.5}, OPTIMIZERS[name](1, 1)))
+    study.optimize(lambda trial: sum((trial.suggest_float(name, 0, 1) - 0.37) ** 2 for name in "xyz"), n_trials=30)
+    assert {trial.params["y"] for trial in study.trials} == {0.5}
+    assert len({tuple(trial.params.values()) for trial in study.trials}) >= 27
 
 
 def trade_off(trial: Trial) -> tuple[float, float]:

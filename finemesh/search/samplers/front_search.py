@@ -27,6 +27,7 @@ class FrontSearch(MeshSearch):
         self._lines: list[str] = []  # the parameters of the run
         self._starts: list[tuple[list[float], list[float]]] = []  # what it began with; empty: begin another one
         self._blocks: list[list[list[float] | None]] = []  # what its blocks were answered
+        self._block: list[tuple[Coordinates, Coordinates]] = []  # the one that is being run, with the points that strayed
 
     def told(self, point: Coordinates, record: Record) -> None:
         constraints = self._constraints
@@ -52,6 +53,7 @@ class FrontSearch(MeshSearch):
         self._begun = len(self.records)
         request = {"seed": self._seed(), "parameters": self._lines, "starts": self._starts, "blocks": self._blocks}
         self._offer(process.ask(request).get("points", []))
+        self._block = self._points
         if not self._points:  # NOMAD's run has converged
             self._starts, self._frame = [], self._first_frame()
 
@@ -65,16 +67,16 @@ class FrontSearch(MeshSearch):
         self._starts = [(list(point), outputs) for point, outputs in once.items()]
 
     def _close(self, process: NomadProcess) -> None:
-        if not self._points:
+        if not self._block:
             return
-        answers = [self.known.get(point) for _, point in self._points]
+        answers = [self.known.get(point) for _, point in self._block]
         self._blocks.append([self._outputs(record) if record is not None and record.kind == "complete" else None
                              for record in answers])
         if self._success():
             self._frame = tuple(min(2 * size, first) for size, first in zip(self._frame, self._first_frame(), strict=True))
         else:
             self._frame = tuple(max(1.0, size // 2) for size in self._frame)
-        seen = [tuple(point) for point, _ in self._starts] + [raw for raw, _ in self._points]
+        seen = [tuple(point) for point, _ in self._starts] + [raw for raw, _ in self._block]
         front = {record.number for record in self._front()}
         if any(record.number in front and tuple(self._nomads(point)) not in seen for point, record in self.records):
             self._starts = []

@@ -73,7 +73,7 @@ class MeshSearch:
         self._open = [pair for pair in self._open if pair[1] != point]
 
     def strayed(self, values: Mapping[str, Any]) -> None:
-        """A point with these values was handed out, but led into another structure: it will not be told."""
+        """A point with these values was handed out, but its trial is another point: it will not be told."""
         def is_it(point: Coordinates) -> bool:
             return all(same(values[name], value) for name, value in self.box.values(point).items() if name in values)
 

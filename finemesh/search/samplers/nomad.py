@@ -28,6 +28,7 @@ from finemesh.search.samplers.record import read
 
 OBJECTIVES = 4
 LATE = "nomad:late"  # the attribute of a trial: the numbers of those that it overtook
+PLAN = "nomad:plan"  # the attribute of a trial of this sampler's: what was planned for it in a structure
 STRATA = 8  # independent draws of a number fill so many parts of its range in turn
 
 
@@ -46,7 +47,9 @@ class NomadSampler(BaseSampler):
     (and of the values, not the results, of the running ones between): whoever asks for trial n only then gets the same
     points in every process, after any interruption and in whatever order the trials ended. Asking never waits for a
     running trial: one that is not told although `workers` trials were asked for after it is noted with the trial that is
-    asked for, so that the points can be had again from the storage all the same. NOMAD runs in a child process.
+    asked for, so that the points can be had again from the storage all the same. That holds for one ask after the other: with
+    `n_jobs`, the points depend on what each thread knew of the others, and another run or process gets others, as good.
+    Trials of other samplers are known points. NOMAD runs in a child process.
 
     Args:
         seed: Of all that is random. None draws one.
@@ -82,6 +85,7 @@ class NomadSampler(BaseSampler):
         self._finalizer = weakref.finalize(self, self._process.close)
         self._study: tuple[weakref.ref[BaseStorage], int] | None = None
         self._plans: dict[int, dict[str, Any]] = {}
+        self._notes: dict[int, dict[str, Any]] = {}  # what PLAN is to be
         self._forget(objectives=1)
 
     def _forget(self, objectives: int) -> None:
@@ -101,7 +105,9 @@ class NomadSampler(BaseSampler):
         if len(study.directions) > OBJECTIVES:
             raise ValueError(f"NomadSampler searches one to {OBJECTIVES} objectives, not {len(study.directions)}: turn some of "
                              "them into constraints (trial.set_constraint), or use TPESampler or NSGAIISampler")
-        plan = self._plan(study, trial)
+        plan, note = self._plan(study, trial), self._notes.get(trial.number)
+        if note is not None and trial.system_attrs.get(PLAN) != note:
+            study._storage.set_trial_system_attr(trial._trial_id, PLAN, note)
         known = self._portfolio.structures.distributions
         return {name: known[name] for name in plan}
 
@@ -127,6 +133,7 @@ class NomadSampler(BaseSampler):
             if self._study != asking:
                 self._study = asking
                 self._plans.clear()
+                self._notes.clear()
                 self._forget(len(study.directions))
             if trial.number not in self._plans:
                 if trial.number < self._asked:
@@ -136,8 +143,12 @@ class NomadSampler(BaseSampler):
             return self._plans[trial.number]
 
     def _plan_now(self, trial: FrozenTrial) -> None:
-        is_enqueued = trial.system_attrs.get("fixed_params")
-        self._plans[trial.number] = {} if is_enqueued else self._portfolio.point(self._choose(trial.number), trial.number)
+        if _is_enqueued(trial):
+            self._plans[trial.number] = {}
+            return
+        choice = self._choose(trial.number)
+        self._plans[trial.number] = self._portfolio.point(choice, trial.number)
+        self._notes[trial.number] = self._plans[trial.number] if choice.stays else {}
 
     def _advance(self, study: Study, number: int) -> None:
         """Bring the portfolio to where trial `number` is asked for, whether by living through it or by replaying."""
@@ -154,10 +165,12 @@ class NomadSampler(BaseSampler):
                 break
             if is_planned:
                 self._plan_now(trials[asked])
-            elif not trials[asked].system_attrs.get("fixed_params"):
+            note = self._notes.get(asked, trials[asked].system_attrs.get(PLAN))
+            if note is not None:
                 self._choose(asked)
             if trials[asked].state != TrialState.WAITING:
-                self._portfolio.asked(asked, self._values(trials[asked], number))
+                is_foreign = note is None and not _is_enqueued(trials[asked])
+                self._portfolio.asked(asked, self._values(trials[asked], number), note or {}, is_foreign)
             self._late.add(asked)
         self._asked = number
 
@@ -185,3 +198,7 @@ class NomadSampler(BaseSampler):
         if self._chosen is None or self._chosen[0] != number:
             self._chosen = (number, self._portfolio.choose(number))
         return self._chosen[1]
+
+
+def _is_enqueued(trial: FrozenTrial) -> bool:
+    return bool(trial.system_attrs.get("fixed_params"))

@@ -42,6 +42,11 @@ class Choice:
     forced: tuple[str, Any] | None = None
     points: tuple[Coordinates, ...] = ()
 
+    @property
+    def stays(self) -> bool:
+        """Whether its trial is to stay within a structure, which a forced value may leave."""
+        return self.key is not None and self.forced is None
+
 
 @dataclass
 class Standing:
@@ -51,6 +56,7 @@ class Standing:
     strays: list[Record] = field(default_factory=list)  # planned for this structure, led into another one
     strays_in_a_row: int = 0
     visits: int = 0  # trials planned for it, or led into it by chance
+    foreign: int = 0  # of these, trials of another sampler
     starts: int = 0  # of these, planned to begin it
     complete: int = 0
     best: tuple[float, ...] = (math.inf,)  # merit
@@ -78,17 +84,22 @@ class Portfolio:
         self._searches: dict[Key, MeshSearch] = {}
         self._planned: dict[int, Key] = {}
 
-    def asked(self, number: int, values: Mapping[str, Any]) -> None:
-        """Trial `number` runs with these values."""
+    def asked(self, number: int, values: Mapping[str, Any], plan: Mapping[str, Any], is_foreign: bool) -> None:
+        """Trial `number` runs with these values; `plan` holds those that were planned for it in a structure, if any."""
         self.pending[number] = values
         landed = frozenset(values)
-        planned = self._planned.get(number, landed)
+        planned = frozenset(plan) or landed
         self.standings[planned].visits += 1
+        self.standings[planned].foreign += is_foreign
         for key in {landed, planned} & self._searches.keys():
             point = self._searches[key].box.coordinates(values)
             if point is not None:
                 self._searches[key].asked(point)
             self._searches[key].strayed(values)
+        if plan:
+            self._planned[number] = planned
+            if planned in self._searches:
+                self._searches[planned].strayed(plan)
 
     def told(self, record: Record) -> None:
         self.pending.pop(record.number, None)
@@ -112,8 +123,7 @@ class Portfolio:
 
     def choose(self, number: int) -> Choice:
         choice = self._choice(number)
-        if choice.key is not None and choice.forced is None:
-            self._planned[number] = choice.key
+        if choice.key is not None and choice.stays:
             self.standings[choice.key].starts += choice.kind == "start"
         return choice
 
@@ -187,7 +197,7 @@ class Portfolio:
         """The structure that is furthest behind its share."""
         ranked = self._ranked(keys)
         shares = np.arange(1, len(ranked) + 1) ** -DECAY
-        visits = np.array([self.standings[key].visits for key in ranked])
+        visits = np.array([self.standings[key].visits - self.standings[key].foreign for key in ranked])
         behind = shares / shares.sum() * (visits.sum() + 1) - visits
         return ranked[int(np.argmax(behind))]
 

@@ -91,6 +91,23 @@ def test_the_surrogates_points_begin_another_run_and_are_not_asked_for_again(pro
     assert min(abs(x - best) for _, x in after for best in (0.2, 0.5, 0.8)) <= 0.2
 
 
+def test_points_that_strayed_cost_their_block_no_more(process: NomadProcess) -> None:
+    """NOMAD's run goes on, with those of the block that were told, if any."""
+    searched = search()
+    tell(searched, (5.0, 0.5), two_bowls(5, 0.5))
+    handed_out: list[Coordinates] = []
+    for told in (1, 0):
+        points = searched.open_points(process)
+        assert not set(points) & set(handed_out)
+        handed_out += points
+        for point in points[told:]:
+            searched.strayed(PLANE.values(point))
+        for point in points[:told]:
+            tell(searched, point, (9.0, 9.0))
+    assert not set(searched.open_points(process)) & set(handed_out)
+    assert len(searched._blocks) == 2
+
+
 def test_a_point_that_failed_costs_its_block_no_more(process: NomadProcess) -> None:
     searched = search()
     tell(searched, (5.0, 0.5), two_bowls(5, 0.5))
