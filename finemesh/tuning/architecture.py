@@ -1,7 +1,7 @@
 """Where the blocks of a transformer lie: patterns of the names of its modules, by family."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -18,6 +18,10 @@ class Architecture:
     mlp_output: str
     mlp_block: str  # the module that is given the block's input, alone or beside the inner states (BERT)
 
+    def within(self, part: str) -> "Architecture":
+        """Of the modules whose names begin with `part`."""
+        return Architecture(*(rf"{re.escape(part)}(.*\.)?{pattern}" for pattern in astuple(self))) if part else self
+
 
 LLAMA = Architecture(r"self_attn\.(q|k|v|qkv|o)_proj", r"self_attn\.(q|v|qkv)_proj", r"mlp\.(gate|up|gate_up|down)_proj",
                      r"self_attn\.o_proj", r"mlp\.down_proj", r"mlp")
@@ -31,13 +35,22 @@ FAMILIES = (LLAMA, GPT2, BERT)
 
 def architecture(model: nn.Module) -> Architecture | None:
     """The family whose blocks every layer of the model has; None where there is no such family."""
-    layers = model.config.num_hidden_layers if isinstance(model, PreTrainedModel) else None
+    layers = model.config.get_text_config().num_hidden_layers if isinstance(model, PreTrainedModel) else None
+    part = text_part(model)
     names = {name.replace(".base_layer", "") for name, _ in model.named_modules()}  # adapters of PEFT may be in place
-    for family in FAMILIES:
+    for family in (each.within(part) for each in FAMILIES):
         outputs = (family.attention_output, family.mlp_output, family.mlp_block)
         if all(sum(bool(re.fullmatch(anywhere(pattern), name)) for name in names) == layers for pattern in outputs):
             return family
     return None
+
+
+def text_part(model: nn.Module) -> str:
+    """What the names of the modules begin with that work on text; empty where there are no others (they see, or hear)."""
+    if not isinstance(model, PreTrainedModel) or model.config.get_text_config() is model.config:
+        return ""
+    decoder = model.get_decoder()
+    return next(f"{name}." for name, module in model.named_modules() if module is decoder)
 
 
 def anywhere(*patterns: str) -> str:

@@ -29,6 +29,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from finemesh.errors import FieldError
 from finemesh.tuning.heads import head_of, load_with_head
@@ -142,10 +143,11 @@ def load_model(source: ModelSource, task: TaskName, *, labels: Sequence[str] = (
                 model = load_with_head(source.location, labels, dtype=dtype)
         except (OSError, SafetensorError) as error:
             raise FieldError(f"the weights of {source.name} cannot be loaded ({_first_line(error)}).", "model") from error
+    config: Any = model.config.get_text_config()
     if pad_id is not None:
-        model.config.pad_token_id = pad_id
+        config.pad_token_id = pad_id
     model.name_or_path = source.public_name
-    model.config.use_cache = False
+    config.use_cache = False
     return model.requires_grad_(False).eval()
 
 
@@ -178,8 +180,10 @@ def check_task(source: ModelSource, task: TaskName) -> None:
 
 
 def is_causal(config: PretrainedConfig) -> bool:
-    names = config.architectures or []
-    return any("CausalLM" in name or "LMHead" in name for name in names) and not getattr(config, "is_encoder_decoder", False)
+    """Of a model that sees, too (Gemma 3 from 4B on), the class that writes is named otherwise."""
+    names, writer = config.architectures or [], MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+    return (any("CausalLM" in name or "LMHead" in name or name == writer for name in names)
+            and not getattr(config, "is_encoder_decoder", False))
 
 
 def context_of(source: ModelSource) -> int:
@@ -194,8 +198,9 @@ def vocabulary_of(source: ModelSource) -> int:
 
 def context_length(config: PretrainedConfig) -> int:
     """Tokens that the model can take. RoBERTa's kind counts positions from the one after padding's."""
-    positions = int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", 0) or 1_000_000)
-    return positions - (config.pad_token_id or 0) - 1 if config.model_type in AFTER_PADDING else positions
+    text: Any = config.get_text_config()
+    positions = int(getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", 0) or 1_000_000)
+    return positions - (text.pad_token_id or 0) - 1 if text.model_type in AFTER_PADDING else positions
 
 
 def place_in_package(name: str) -> tuple[str, str]:

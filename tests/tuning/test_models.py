@@ -7,7 +7,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, RobertaConfig, RobertaModel
+from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3ForConditionalGeneration, RobertaConfig, RobertaModel
 
 from finemesh.errors import FieldError, InputError
 from finemesh.tuning import models
@@ -246,6 +246,23 @@ def test_an_encoder_does_not_write(tmp_path):
     source = find_model(str(tmp_path / "encoder"))
     with pytest.raises(InputError, match="is an encoder and cannot write answers"):
         load_model(source, "instruct")
+
+
+def test_a_model_that_also_sees_writes_and_classifies(tmp_path):
+    """Gemma 3 from 4B on: what it says of its text lies in a configuration of its own."""
+    text = {"vocab_size": tiny.VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 128}
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16,
+              "patch_size": 8}
+    Gemma3ForConditionalGeneration(Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)).save_pretrained(
+        tmp_path / "model")
+    source = find_model(str(tmp_path / "model"))
+    assert models.context_of(source) == 128
+    for task in ("instruct", "classify"):
+        model = load_model(source, task, labels=tiny.LABELS, pad_id=0)
+        assert context_length(load_skeleton(source, task, labels=tiny.LABELS).config) == 128
+        ids = torch.tensor([[6, 7, 8], [9, 0, 0]])
+        assert model(ids).logits.shape == ((2, 3, tiny.VOCABULARY) if task == "instruct" else (2, 2))
 
 
 def test_the_longest_row_that_a_model_takes():

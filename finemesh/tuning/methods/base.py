@@ -217,8 +217,9 @@ def sizes(model: PreTrainedModel) -> dict[str, Any]:
     They are as wide as the embedding, which may be narrower than the layers; models without attention have no heads.
     """
     words: Any = model.get_input_embeddings()
-    return {"token_dim": words.weight.shape[1], "num_layers": model.config.num_hidden_layers,
-            "num_attention_heads": getattr(model.config, "num_attention_heads", 1)}
+    config: Any = model.config.get_text_config()
+    return {"token_dim": words.weight.shape[1], "num_layers": config.num_hidden_layers,
+            "num_attention_heads": getattr(config, "num_attention_heads", 1)}
 
 
 def frozen_heads(model: nn.Module) -> dict[str, nn.Module]:

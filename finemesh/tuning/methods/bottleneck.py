@@ -36,7 +36,7 @@ class Bottleneck(AdapterMethod):
         return super().unfit(model, task)
 
     def refuses(self, model: PreTrainedModel, point: Point, context: Context) -> str | None:
-        width = model.config.hidden_size
+        width = model.config.get_text_config().hidden_size
         if point["reduction"] > width:
             return f"reduction {point['reduction']} leaves nothing of the model's width {width}"
         return None

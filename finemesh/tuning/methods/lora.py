@@ -11,9 +11,10 @@ from peft import LoraConfig, PeftConfig
 from transformers import PreTrainedModel
 
 from finemesh.hyperparameter import choice, integer, real
-from finemesh.tuning.architecture import anywhere, architecture
+from finemesh.tuning.architecture import anywhere, architecture, text_part
 from finemesh.tuning.heads import HEADS, new_layers
 from finemesh.tuning.methods.base import PEFT_TASKS, AdapterMethod, Context, Point
+from finemesh.tuning.methods.targets import linear_layers
 
 REFERENCE_RANK = 8
 MAMBA = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")  # PEFT refuses their out_proj
@@ -60,8 +61,8 @@ class Lora(AdapterMethod):
         whole = [name for name in new_layers(model) if name not in HEADS]
         return whole + ["out_proj"] * (model.config.model_type in MAMBA)
 
-    def _targets(self, model: PreTrainedModel, layers: str) -> str:
+    def _targets(self, model: PreTrainedModel, layers: str) -> str | list[str]:
         blocks = architecture(model)
         if layers == "all" or blocks is None:
-            return "all-linear"
+            return sorted(linear_layers(model, "all")) if text_part(model) else "all-linear"
         return anywhere({"attention": blocks.attention, "query_value": blocks.query_value, "mlp": blocks.mlp}[layers])
