@@ -64,6 +64,7 @@ def side(name: str, model_name: str, dtype_name: str, rounds: int) -> None:
 
         def update(batch: list[Any]) -> None:
             gradients.add(batch, len(batch))
+            METHODS["sift" if name in SIFT else "lora"].join(tuned, len(batch))
             torch.nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from finemesh.tuning.checkpoint import Checkpoint, load_optimizer_state, optimizer_state
-from finemesh.tuning.data.batches import Encoded, training_batches
+from finemesh.tuning.data.batches import Encoded, scored_a_row, training_batches
 from finemesh.tuning.gradients import Gradients
 from finemesh.tuning.methods import Method, Point
 from finemesh.tuning.models import TaskName
@@ -75,13 +75,15 @@ class Diverged(Exception):
 
 def fine_tune(tuned: nn.Module, method: Method, point: Point, rows: Sequence[Encoded], plan: Plan, accelerator: Accelerator,
               validate: Callable[[], float], folder: Path, *, report: Callable[[CurveLine], None] = lambda line: None,
-              peak_memory_mb: Callable[[], float] = lambda: 0.0) -> Progress:
+              peak_memory_mb: Callable[[], float] = lambda: 0.0, preparation_seconds: float = 0.0) -> Progress:
     """Tune in place. `validate` gives the validation loss; `report` sees each line and may raise to stop the run.
+
+    What preparing the model and the rows took is a part of the run's time, once: not again where a checkpoint is taken up.
 
     Writes folder/curve.jsonl and, as it goes, folder/checkpoint.safetensors; continues from one that fits the plan.
     A method that trains nothing is only validated. Raises Diverged.
     """
-    run = _Run(tuned, method, point, plan, accelerator, folder, report, peak_memory_mb, rows)
+    run = _Run(tuned, method, point, plan, accelerator, folder, report, peak_memory_mb, rows, preparation_seconds)
     if not method.trains:
         run.record(0, None, validate(), 0.0)
         return run.progress
@@ -111,17 +113,18 @@ class _Run:
     """The moving parts of one run."""
 
     def __init__(self, tuned: nn.Module, method: Method, point: Point, plan: Plan, accelerator: Accelerator, folder: Path,
-                 report: Callable[[CurveLine], None], peak_memory_mb: Callable[[], float], rows: Sequence[Encoded]) -> None:
+                 report: Callable[[CurveLine], None], peak_memory_mb: Callable[[], float], rows: Sequence[Encoded],
+                 preparation_seconds: float) -> None:
         self.tuned, self.method, self.plan, self.accelerator = tuned, method, plan, accelerator
         self.what = {"method": method.name, "hyperparameters": dict(point), "seed": plan.seed}
         self.folder, self.report, self.peak_memory_mb = folder, report, peak_memory_mb
-        self.scored_a_row = sum(sum(row.scored) for row in rows) / len(rows) if plan.task == "instruct" else 1.0
+        self.scored_a_row = scored_a_row(rows, plan.task)
         longest = max((len(row.input_ids) for row in rows), default=0)
         self.gradients = Gradients(tuned, plan.task, plan.pad_id, accelerator, longest, int8=plan.int8)
-        self.progress = Progress(curve=[])
+        self.progress = Progress(trained_tokens=method.calibration_tokens(tuned), seconds=preparation_seconds, curve=[])
         (folder / "curve.jsonl").write_text("", encoding="utf-8")
         self._clock = time.monotonic()
-        self._saved = 0.0  # progress.seconds at the last checkpoint
+        self._saved = preparation_seconds  # progress.seconds at the last checkpoint
         self._saving = 0.0  # seconds that it took
 
     def update(self, optimizer: torch.optim.Optimizer, batch: Sequence[Encoded]) -> float:
@@ -140,6 +143,7 @@ class _Run:
         mean = total / count
         if mean != mean or mean in (float("inf"), float("-inf")):
             raise Diverged(f"the training loss is {mean} at step {self.progress.step + 1}")
+        self.method.join(self.tuned, len(batch))
         if plan.clip > 0:
             self.accelerator.clip_grad_norm_(self.gradients.parameters, plan.clip)
         optimizer.step()

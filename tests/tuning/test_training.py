@@ -19,14 +19,15 @@ LORA = METHODS["lora"]
 POINT = {"variant": "lora", "rank": 4, "alpha_over_rank": 2.0, "dropout": 0.0, "layers": "all", "learning_rate": 1e-2}
 
 
-def tune(folder, steps=4, horizon=4, point=POINT, report=lambda line: None, **changes):
+def tune(folder, steps=4, horizon=4, point=POINT, report=lambda line: None, preparation_seconds=0.0, **changes):
     folder.mkdir(exist_ok=True)
     model, context = tiny.case("llama", "instruct")
     torch.manual_seed(0)
     tuned = LORA.prepare(model, point, context)
     plan = Plan("instruct", steps, horizon, 8, 0, 0, **changes)
     progress = fine_tune(tuned, LORA, point, context.encoded, plan, Accelerator(cpu=True),
-                         lambda: evaluate(tuned, context.encoded, "instruct", 0).loss, folder, report=report)
+                         lambda: evaluate(tuned, context.encoded, "instruct", 0).loss, folder, report=report,
+                         preparation_seconds=preparation_seconds)
     return tuned, progress
 
 
@@ -38,6 +39,15 @@ def test_waiting_in_a_report_is_not_the_run_s_time(tmp_path, monkeypatch):
     _, progress = tune(tmp_path, report=lambda line: clock.__setitem__(0, clock[0] + 1e6))
     assert progress.seconds < 1e4
     assert not (tmp_path / "checkpoint.safetensors").exists()
+
+
+def test_what_preparing_took_is_counted_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(training.time, "monotonic", lambda: 0.0)
+    _, progress = tune(tmp_path, 2, preparation_seconds=5.0)
+    assert [line.seconds for line in progress.curve] == [5.0] * 3
+    _, progress = tune(tmp_path, 4, preparation_seconds=7.0)
+    assert [line.seconds for line in progress.curve] == [5.0] * 5
+    assert progress.seconds == 5.0
 
 
 def test_accumulation_changes_nothing_but_memory(tmp_path):

@@ -111,6 +111,11 @@ def _encode_text(example: Labelled, tokenizer: PreTrainedTokenizerBase, max_leng
     return replace(row, label=labels.index(str(example.label)) if task == "classify" else float(example.label))
 
 
+def scored_a_row(rows: Sequence[Encoded], task: Task) -> float:
+    """How many losses a row has on average: its scored tokens, or one."""
+    return sum(sum(row.scored) for row in rows) / len(rows) if task == "instruct" else 1.0
+
+
 def bucketed(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
     """One epoch: every row once, in ceil(rows / batch_size) batches whose sizes differ by at most one, in random order.
 

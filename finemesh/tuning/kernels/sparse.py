@@ -21,7 +21,7 @@ class SparseLinear(nn.Module):
         self.base_layer = base_layer
         self.delta = nn.Parameter(torch.zeros(len(flat), dtype=torch.float32, device=self.weight.device))
         self.register_buffer("before", torch.empty(0), persistent=False)  # the entries as they were
-        self.first: torch.Tensor | None = None  # (count,) a gradient that the first update is to see too
+        self.first: torch.Tensor | None = None  # (count,) the calibration's gradient
         self.take(flat)
 
     before: torch.Tensor

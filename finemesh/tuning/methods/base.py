@@ -3,12 +3,12 @@
 One file a method and one line in the METHODS table; the training loop, the search and the report know no method by name.
 The defaults below suit a method that trains some parameters by AdamW; the others override what differs:
 `shape` (the input changes), `trains = False` (nothing is trained), `state` (more than the trainable parameters is kept),
-`optimizer` (updates of its own).
+`optimizer` (updates of its own), `join` (a gradient that is known before the first update).
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from finemesh.hyperparameter import Hyperparameters
 from finemesh.tuning.data.batches import Encoded
 from finemesh.tuning.data.examples import Example
+from finemesh.tuning.features import Features
 from finemesh.tuning.heads import HEADS, new_layers
 from finemesh.tuning.models import TaskName
 
@@ -45,6 +46,7 @@ class Context:
     context_length: int  # tokens that the model can take
     seed: int
     longest: int = 0  # tokens of the longest row of all splits; for `refuses`
+    features: Features = field(default_factory=Features)  # what the frozen model has computed of batches
 
 
 class Method:
@@ -103,6 +105,13 @@ class Method:
         What is needed of the training rows comes with `tuned`: where a saved adapter is used, the context has none.
         """
         return encoded
+
+    def calibration_tokens(self, tuned: nn.Module) -> int:
+        """Tokens whose gradient `prepare` has computed. They count as trained."""
+        return 0
+
+    def join(self, tuned: nn.Module, rows: int) -> None:
+        """Before an update's gradient, the mean over so many rows, is clipped: what else is known of the gradient joins it."""
 
     def counts(self, tuned: nn.Module) -> Mapping[str, float]:
         """What a run should tell beside its losses: goes into the outcome's metrics."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from finemesh.tuning.data.batches import Encoded, collate
+from finemesh.tuning.data.batches import Encoded, collate, scored_a_row
 from finemesh.tuning.evaluation.loss import batch_losses
 from finemesh.tuning.methods.base import Context
 
@@ -21,9 +21,10 @@ def calibration_rows(context: Context, batches: int) -> list[Encoded]:
 
 def summed_gradients(model: nn.Module, weights: Mapping[str, nn.Parameter], rows: Sequence[Encoded],
                      context: Context) -> dict[str, torch.Tensor]:
-    """The gradient of the mean loss of the rows' scored tokens (or rows), by name, in the weight's own type.
+    """The rows' gradient as training has it (docs/decisions/005), by name, in the weight's own type.
 
-    Every dense gradient is added to its sum and dropped while the backward pass is still in earlier layers.
+    Every dense gradient is added to its sum and dropped while the backward pass is still in earlier layers. Sums in bfloat16
+    keep 98.9 to 99.7 % of the highest entries of sums in float32, which would take as much memory as training (LOG.md).
     """
     sums = {name: torch.zeros_like(weight) for name, weight in weights.items()}
     handles = []
@@ -36,14 +37,14 @@ def summed_gradients(model: nn.Module, weights: Mapping[str, nn.Parameter], rows
     for name, weight in weights.items():
         weight.requires_grad_(True)
         handles.append(weight.register_post_accumulate_grad_hook(lambda w, name=name: add(name, w)))
-    scored = sum(sum(row.scored) for row in rows) if context.task == "instruct" else len(rows)
+    divisor = scored_a_row(context.encoded, context.task) * len(rows)
     device = next(model.parameters()).device
     half = next(iter(weights.values())).dtype == torch.bfloat16
     try:
         for rows_now in _alike(rows):
             batch = collate(rows_now, int(context.tokenizer.pad_token_id or 0)).to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=half):
-                loss = batch_losses(model, batch, context.task).losses.sum() / scored
+                loss = batch_losses(model, batch, context.task).losses.sum() / divisor
             loss.backward()
     finally:
         for handle, weight in zip(handles, weights.values(), strict=True):

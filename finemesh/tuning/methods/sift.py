@@ -1,9 +1,9 @@
 """SIFT: the gradient picks a small share of the weights' entries, and only those are tuned. Song et al., arXiv 2312.11875.
 
-The entries are chosen once, by the gradient summed over some calibration batches, which then counts as part of the first
-update: its work is not lost. The increment is trained in float32, weight decay acts on it, and it is folded into the weights
-after every update (kernels/sparse.py). As many entries as LoRA of a rank has parameters make a stock SHIRA adapter; any
-other budget is kept in sift.safetensors.
+The entries are chosen once, by the gradient summed over some calibration batches, whose rows then count like those of the
+first update's own batch: their work is not lost. The increment is trained in float32, weight decay acts on it, and it is
+folded into the weights after every update (kernels/sparse.py). As many entries as LoRA of a rank has parameters make a stock
+SHIRA adapter; any other budget is kept in sift.safetensors.
 """
 
 import copy
@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from finemesh.hyperparameter import choice, integer, real
+from finemesh.tuning.data.batches import Encoded
 from finemesh.tuning.heads import new_layers
 from finemesh.tuning.kernels.sparse import SparseLinear
 from finemesh.tuning.memory import release_freed_heap
@@ -85,8 +86,10 @@ class Sift(Method):
         layers = linear_layers(model, point["layers"])
         weights = {name: model.get_parameter(f"{name}.weight") for name in layers}
         gradients: Mapping[str, torch.Tensor] = {}
+        rows: list[Encoded] = []
         if point["score"] in GRADIENT_SCORES:
-            gradients = summed_gradients(model, weights, calibration_rows(context, int(point["calibration_batches"])), context)
+            rows = calibration_rows(context, int(point["calibration_batches"]))
+            gradients = summed_gradients(model, weights, rows, context)
         chosen = _chosen(layers, gradients, point)
         for name, layer in layers.items():
             sparse = SparseLinear(layer, chosen[name])
@@ -97,7 +100,23 @@ class Sift(Method):
         release_freed_heap()  # so that the summed gradients are not still resident beside the first activations
         if context.task != "instruct":
             _train_head(model)
-        return model
+        tuned: Any = model
+        tuned.calibration = rows  # that the first update has not seen yet
+        made: nn.Module = tuned
+        return made
+
+    def calibration_tokens(self, tuned: Any) -> int:
+        return sum(len(row.input_ids) for row in tuned.calibration)
+
+    def join(self, tuned: Any, rows: int) -> None:
+        """The first gradient becomes the mean over its rows and the calibration's."""
+        calibrated = len(tuned.calibration)
+        if not calibrated:
+            return
+        for layer in _sparse_layers(tuned).values():
+            if layer.first is not None and layer.delta.grad is not None:
+                layer.delta.grad.mul_(rows).add_(layer.first, alpha=calibrated).div_(rows + calibrated)
+        _forget_calibration(tuned)
 
     def remove(self, tuned: Any) -> PreTrainedModel:
         for name, sparse in _sparse_layers(tuned).items():
@@ -105,11 +124,12 @@ class Sift(Method):
             tuned.set_submodule(name, sparse.base_layer)
         for name, frozen in tuned.__dict__.pop("frozen_heads", {}).items():
             tuned.set_submodule(name, frozen)
+        del tuned.calibration
         model: PreTrainedModel = tuned
         return model.requires_grad_(False)
 
     def optimizer(self, tuned: nn.Module, point: Point) -> torch.optim.Optimizer:
-        """AdamW; decay acts on the increments and the head's matrix. The first update sees the calibration batches too."""
+        """AdamW; decay acts on the increments and the head's matrix."""
         sparse = list(_sparse_layers(tuned).values())
         deltas = [layer.delta for layer in sparse]
         others = [p for p in tuned.parameters() if p.requires_grad and not any(p is delta for delta in deltas)]
@@ -117,17 +137,11 @@ class Sift(Method):
         groups: list[dict[str, Any]] = [{"params": [*deltas, *(p for p in others if p.ndim > 1)], "weight_decay": decay},
                                         {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=float(point["learning_rate"]), fused=True)
-        batches = int(point.get("calibration_batches", 0))
-
-        def join(*_: Any) -> None:
-            if not optimizer.state:
-                _join_first(sparse, batches)
 
         def fold(*_: Any) -> None:
             for layer in sparse:
                 layer.fold()
 
-        optimizer.register_step_pre_hook(join)
         optimizer.register_step_post_hook(fold)
         return optimizer
 
@@ -136,6 +150,7 @@ class Sift(Method):
         return super().state(tuned) | entries
 
     def load_state(self, tuned: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+        _forget_calibration(tuned)  # an update has seen it
         for name, layer in _sparse_layers(tuned).items():
             layer.unfold()
             layer.take(state[f"{name}.entries"])
@@ -169,7 +184,7 @@ class Sift(Method):
             for name, places in entries.items():
                 weight = model.get_parameter(f"{name}.weight")
                 flat = places.long() if places.ndim == 1 else places[0].long() * weight.shape[1] + places[1].long()
-                weight.view(-1).index_add_(0, flat, deltas[name].to(weight.dtype))
+                weight.view(-1).index_add_(0, flat.to(weight.device), deltas[name].to(weight))
             for key, tensor in head.items():
                 model.get_parameter(key).copy_(tensor)
         return model.eval()
@@ -205,12 +220,10 @@ def _train_head(model: Any) -> None:
         model.set_submodule(name, copy.deepcopy(layer).float().requires_grad_(True))
 
 
-def _join_first(layers: list[SparseLinear], batches: int) -> None:
-    """The first gradient becomes the mean over its batch and the calibration batches."""
-    for layer in layers:
-        if layer.first is not None and layer.delta.grad is not None:
-            layer.delta.grad.add_(layer.first, alpha=batches).div_(batches + 1)
-            layer.first = None
+def _forget_calibration(tuned: Any) -> None:
+    tuned.calibration = []
+    for layer in _sparse_layers(tuned).values():
+        layer.first = None
 
 
 def _shira_rank(layers: Mapping[str, SparseLinear]) -> int | None:

@@ -10,15 +10,15 @@ from accelerate import Accelerator
 from peft import PeftModel
 from torch import nn
 
-from finemesh.tuning.data.batches import collate
+from finemesh.tuning.data.batches import collate, training_batches
 from finemesh.tuning.evaluation.loss import batch_losses, evaluate
 from finemesh.tuning.heads import new_layers
 from finemesh.tuning.kernels.sparse import SparseLinear
-from finemesh.tuning.methods import METHODS
+from finemesh.tuning.methods import METHODS, Context
 from finemesh.tuning.methods.calibration import calibration_rows, summed_gradients
 from finemesh.tuning.methods.selection import highest, highest_overall
 from finemesh.tuning.methods.targets import linear_layers
-from finemesh.tuning.training import Plan, fine_tune
+from finemesh.tuning.training import CurveLine, Plan, fine_tune
 from tests import tiny
 
 SIFT = METHODS["sift"]
@@ -37,63 +37,61 @@ def prepared(kind: str = "llama", task: str = "instruct", dtype: torch.dtype = t
 
 
 class Reference:
-    """Dense float32 weights; increments decay, masks keep the rest where it is."""
+    """Dense float32 weights; increments decay, masks keep the rest where it is. The calibration's rows join the first batch."""
 
-    def __init__(self, tuned: nn.Module, context, batches: int) -> None:
+    def __init__(self, tuned: nn.Module, context: Context, clip: float) -> None:
         self.model = tiny.case("llama", "instruct")[0]
-        self.masks, self.firsts, self.starts = {}, {}, {}
+        self.masks, self.starts = {}, {}
         for name, layer in sparse_layers(tuned).items():
             weight = self.model.get_parameter(f"{name}.weight").requires_grad_(True)
             mask = torch.zeros(weight.numel())
             mask[layer.entries.flat.long()] = 1
             self.masks[name], self.starts[name] = mask.view_as(weight), weight.detach().clone()
-            first = torch.zeros(weight.numel())
-            first[layer.entries.flat.long()] = layer.first
-            self.firsts[name] = first.view_as(weight)
-        self.batches, self.step = batches, 0
+        self.waiting, self.clip = list(tuned.calibration), clip
+        self.scored_a_row = sum(sum(row.scored) for row in context.encoded) / len(context.encoded)
         self.deltas = {name: nn.Parameter(torch.zeros_like(start)) for name, start in self.starts.items()}
         self.optimizer = torch.optim.AdamW(self.deltas.values(), lr=POINT["learning_rate"], weight_decay=POINT["weight_decay"])
 
-    def update(self, batches: list, denominator: float) -> None:
-        for batch in batches:
-            (batch_losses(self.model, batch, "instruct").losses.sum() / denominator).backward()
+    def update(self, rows: list, rate: float) -> float:
+        """The gradient's norm before clipping."""
+        rows, self.waiting = rows + self.waiting, []
+        losses = batch_losses(self.model, collate(rows, 0), "instruct").losses
+        (losses.sum() / (self.scored_a_row * len(rows))).backward()
         for name, delta in self.deltas.items():
             weight = self.model.get_parameter(f"{name}.weight")
             delta.grad = weight.grad * self.masks[name]
             weight.grad = None
-        nn.utils.clip_grad_norm_(self.deltas.values(), 1.0)
-        if self.step == 0:
-            for name, delta in self.deltas.items():
-                delta.grad = (delta.grad + self.batches * self.firsts[name]) / (self.batches + 1)
+        norm = float(nn.utils.clip_grad_norm_(self.deltas.values(), self.clip))
+        self.optimizer.param_groups[0]["lr"] = rate
         self.optimizer.step()
-        self.step += 1
         with torch.no_grad():
             for name, delta in self.deltas.items():
                 self.model.get_parameter(f"{name}.weight").copy_(self.starts[name] + delta)
+        return norm
 
 
 @pytest.mark.parametrize("accumulation", [1, 3])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_it_is_masked_adamw_on_the_dense_weights(accumulation, checkpointing, tmp_path):
     tuned, context = prepared()
-    reference = Reference(tuned, context, POINT["calibration_batches"])
+    clip = 0.1
+    reference, norms = Reference(tuned, context, clip), []
+    batches = training_batches([len(row.input_ids) for row in context.encoded], 6, 0)
     if checkpointing:
         tuned.activation_checkpointing_enable()
-        tuned.train()
-    optimizer = SIFT.optimizer(tuned, POINT)
-    for step in range(20):
-        rows = [context.encoded[(step * 6 + i) % 24] for i in range(6)]
-        parts = [collate(rows[i::accumulation], 0) for i in range(accumulation)]
-        scored = sum(int(part.scored.sum()) for part in parts)
-        for part in parts:
-            (batch_losses(tuned, part, "instruct").losses.sum() / scored).backward()
-        nn.utils.clip_grad_norm_([p for p in tuned.parameters() if p.requires_grad], 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        reference.update(parts, scored)
+
+    def compare(line: CurveLine) -> None:
+        if line.step == 0:
+            assert line.trained_tokens == sum(len(row.input_ids) for row in reference.waiting) > 0
+            return
+        norms.append(reference.update([context.encoded[i] for i in next(batches)], line.learning_rate))
         for name, layer in sparse_layers(tuned).items():
             dense = reference.model.get_parameter(f"{name}.weight")
             torch.testing.assert_close(layer.weight, dense, atol=1e-6, rtol=0)
+
+    fine_tune(tuned, SIFT, POINT, context.encoded, Plan("instruct", 20, 20, 6, 0, 0, accumulation=accumulation, clip=clip),
+              Accelerator(cpu=True), lambda: 0.0, tmp_path, report=compare)
+    assert min(norms[:10]) > clip  # the first, too
     moved = [float((layer.weight - reference.starts[name]).abs().max()) for name, layer in sparse_layers(tuned).items()]
     assert min(moved) > 0.05  # the last matrix too: none is left out, and none is a step late
 
@@ -136,8 +134,8 @@ def test_the_mask_is_the_highest_of_the_summed_gradient():
     layers = linear_layers(plain, "all")
     for layer in layers.values():
         layer.weight.requires_grad_(True)
-    losses = batch_losses(plain, collate(rows, 0), "instruct").losses
-    (losses.sum() / len(losses)).backward()
+    scored_a_row = sum(sum(row.scored) for row in context.encoded) / len(context.encoded)
+    (batch_losses(plain, collate(rows, 0), "instruct").losses.sum() / (scored_a_row * len(rows))).backward()
     for name, layer in sparse_layers(tuned).items():
         gradient = layers[name].weight.grad.flatten()
         count = 2 * sum(layers[name].weight.shape)
@@ -242,6 +240,13 @@ def test_what_shira_cannot_hold_is_kept_in_a_file_of_our_own(kind, task, changes
     loaded = SIFT.load(tiny.case(kind, task)[0], tmp_path / "adapter")
     expected = evaluate(tuned, context.encoded, task, 0).loss
     assert evaluate(loaded, context.encoded, task, 0).loss == pytest.approx(expected, abs=1e-6)
+
+
+def test_entries_and_increments_follow_the_model_s_device(tmp_path):
+    tuned, _ = prepared()
+    SIFT.save(tuned, tmp_path, "base")
+    loaded = SIFT.load(tiny.case("llama", "instruct")[0].to("meta"), tmp_path)
+    assert {parameter.device.type for parameter in loaded.parameters()} == {"meta"}
 
 
 def test_a_rank_that_a_matrix_cannot_hold_is_refused():
