@@ -76,6 +76,7 @@ class Outcome:
     scored_tokens: int = 0
     trained_tokens: int = 0
     seconds: float = 0.0
+    preparation_seconds: float = 0.0  # of them, those before the first step
     peak_memory_mb: float | None = None
     base_memory_mb: float | None = None
     trainable_parameters: int | None = None
@@ -97,7 +98,8 @@ class Outcome:
         return asdict(self)
 
     def renumbered(self, number: int, *, duplicate_of: int) -> "Outcome":
-        return replace(self, number=number, duplicate_of=duplicate_of, continues=None, seconds=0.0, trained_tokens=0)
+        return replace(self, number=number, duplicate_of=duplicate_of, continues=None, seconds=0.0, preparation_seconds=0.0,
+                       trained_tokens=0)
 
 
 def write_json(path: Path, document: Any) -> None:

@@ -89,7 +89,10 @@ class Foresight:
         ran = outcome.validation_loss is not None  # one that was stopped says only of what stopped it how large it gets
         if value is None or not (ran or outcome.constraints.get(name, 0.0) > 0):
             return None
-        return value * self._steps / outcome.steps if name == "seconds" and outcome.steps else value
+        if name != "seconds" or not outcome.steps:
+            return value
+        before = outcome.preparation_seconds
+        return before + (value - before) * self._steps / outcome.steps
 
     def _features(self, method: str, point: Mapping[str, Any], trained: int) -> Vector:
         """The number of parameters, then the hyperparameters; an inactive one is in the middle."""

@@ -1,6 +1,7 @@
 """The seam: a job (method, point, steps, seed, folder) goes in, an outcome comes out. One object a worker process.
 
-The base model stays loaded; a trial that breaks anything costs only itself (the model is loaded afresh).
+The base model stays loaded; a trial that breaks anything costs only itself (the model is loaded afresh). One that ends in
+order, if only because it is stopped, gives it back.
 """
 
 import gc
@@ -8,7 +9,7 @@ import math
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,13 @@ from transformers import PreTrainedModel
 from finemesh.constraints import Infeasible, broken, check, violations
 from finemesh.trial import Job, Outcome, write_outcome
 from finemesh.tuning.data.batches import Encoded, encode, question
-from finemesh.tuning.data.examples import Dialogue, Example
+from finemesh.tuning.data.examples import Dialogue
 from finemesh.tuning.data.split import read_split
 from finemesh.tuning.evaluation.generation import answers
 from finemesh.tuning.evaluation.loss import Evaluation, evaluate
-from finemesh.tuning.evaluation.metrics import task_losses
 from finemesh.tuning.evaluation.rival import Rival, read_rival, write_rows
+from finemesh.tuning.evaluation.split import Split
+from finemesh.tuning.features import Features
 from finemesh.tuning.hurdles import Hopeless, hopeless, hurdle_after
 from finemesh.tuning.memory import MB, PeakMemory
 from finemesh.tuning.methods import METHODS, Context, Point
@@ -39,22 +41,6 @@ VALIDATION_SHARE = 0.25  # of the training work, at most, goes into validating a
 FORWARD_SHARE = 1 / 3  # of a training step's work is its forward pass
 
 
-@dataclass(frozen=True)
-class Split:
-    examples: tuple[Example, ...]
-    rows: tuple[Encoded, ...]
-
-    @property
-    def tokens(self) -> int:
-        return sum(len(row.input_ids) for row in self.rows)
-
-    def by_task(self, evaluation: Evaluation) -> Evaluation:
-        """With the loss of every task among its metrics, where the rows are instructions of several."""
-        tasks = [example.task if isinstance(example, Dialogue) else "" for example in self.examples]
-        metrics = task_losses(tasks, evaluation.row_losses, evaluation.row_weights)
-        return replace(evaluation, metrics=evaluation.metrics | metrics)
-
-
 class Blackbox:
     """`tune` runs a trial; `evaluate` and `answer` look at what trials saved, in float32 and reloaded as anyone would."""
 
@@ -65,6 +51,7 @@ class Blackbox:
         self.tokenizer = load_tokenizer(task.source)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model: PreTrainedModel | None = None
+        self._features = Features()  # of the base model, also where it is loaded anew
         if look_only:
             return
         self.accelerator = Accelerator(mixed_precision=task.precision.mixed_precision)
@@ -114,6 +101,8 @@ class Blackbox:
             outcome = self._tuned(job, base, report)
         except Infeasible as reason:
             outcome = replace(base, state="infeasible", error=str(reason), **reason.numbers)
+        except Hopeless as reason:
+            outcome = replace(base, state="pruned", error=str(reason), **reason.numbers)
         except (Diverged, ScoredTokensDiffer) as reason:
             outcome = replace(base, error=str(reason))
         except Exception as error:
@@ -127,8 +116,6 @@ class Blackbox:
         outcome = replace(outcome, constraints=violations(outcome, job.constraints) or outcome.constraints)
         if outcome.state in ("complete", "pruned") and any(excess > 0 for excess in outcome.constraints.values()):
             outcome = replace(outcome, state="infeasible", error=broken(outcome.constraints, job.constraints))
-        if outcome.state not in ("complete", "pruned"):
-            self._model = None  # whatever it was, the next trial starts from fresh weights
         write_outcome(job.folder, outcome)
         if job.steps >= self.task.steps:
             (job.folder / "checkpoint.safetensors").unlink(missing_ok=True)
@@ -139,8 +126,7 @@ class Blackbox:
         rows = {"validation": self.validation, "test": self.test}[split] if split != "train" else self.train
         if method is None or folder is None:
             return rows.by_task(evaluate(self.exact_model, rows.rows, self.task.task, self._pad_id, self.device))
-        plug = METHODS[method]
-        tuned = plug.load(self.exact_model, folder / "adapter").to(self.device)
+        plug, tuned = METHODS[method], self.loaded(method, folder / "adapter")
         try:
             shaped = plug.shape(tuned, rows.examples, rows.rows, hyperparameters, self.shown(), training=False)
             return rows.by_task(evaluate(tuned, shaped, self.task.task, self._pad_id, self.device))
@@ -153,8 +139,7 @@ class Blackbox:
         examples = list(reversed(asked.values()))[:rows]  # each question once
         questions = [question(example, self.tokenizer, self.task.max_length) for example in examples]
         before = answers(self.exact_model, self.tokenizer, questions)
-        plug = METHODS[method]
-        tuned = plug.load(self.exact_model, folder / "adapter")
+        plug, tuned = METHODS[method], self.loaded(method, folder / "adapter")
         try:
             shaped = plug.shape(tuned, examples, questions, hyperparameters, self.shown(), training=False)
             after = answers(tuned, self.tokenizer, shaped)
@@ -162,6 +147,10 @@ class Blackbox:
             self._release_exact(tuned)
         return [{"prompt": e.prompt, "reference": e.answer, "before": b, "after": a}
                 for e, b, a in zip(examples, before, after, strict=True)]
+
+    def loaded(self, method: str, folder: Path) -> nn.Module:
+        """What a trial saved, on the exact model or in place of it."""
+        return METHODS[method].load(self.exact_model, folder).to(self.device)
 
     def _tuned(self, job: Job, base: Outcome, report: Report) -> Outcome:
         method = METHODS[job.method]
@@ -172,51 +161,59 @@ class Blackbox:
             raise Infeasible(reason, {"steps": 0})
         with PeakMemory() as memory:
             torch.manual_seed(job.seed)
-            tuned = method.prepare(self.model, job.hyperparameters, context).to(self.device)
-            trainable = sum(p.numel() for p in tuned.parameters() if p.requires_grad)
-            numbers: dict[str, Any] = {"trainable_parameters": trainable, "steps": 0}
-            check(base, job.constraints, numbers)
-            evaluations: list[Evaluation] = []
-            rows = method.shape(tuned, self.train.examples, self.train.rows, job.hyperparameters, context,
-                                training=True) if method.trains else self.train.rows
-            validation = method.shape(tuned, self.validation.examples, self.validation.rows, job.hyperparameters, context,
-                                      training=False)
-
-            def validate() -> float:
-                step = len((job.folder / "curve.jsonl").read_bytes().splitlines())  # a line for each, 0 too
-                if step == 0 and method.starts_at_base:
-                    return self.base_validation_loss
-                evaluations.append(self._compared(tuned, validation, job, min(step, job.steps)))
-                return evaluations[-1].loss
-
-            def watch(line: CurveLine) -> None:
-                report(asdict(line))
-                so_far = numbers | {"steps": line.step, "seconds": line.seconds, "peak_memory_mb": round(memory.peak_mb(), 1),
-                                    "trained_tokens": line.trained_tokens}
-                check(base, job.constraints, so_far)
-                if line.validation_loss is not None and evaluations and (reason := hopeless(line, evaluations[-1], job)):
-                    raise Hopeless(reason, line)
-
+            start = time.monotonic()
+            model, self._model = self.model, None  # an error leaves none: the next trial starts from fresh weights
+            tuned = method.prepare(model, job.hyperparameters, context).to(self.device)
             try:
-                progress = fine_tune(tuned, method, job.hyperparameters, rows, self._plan(job), self.accelerator, validate,
-                                     job.folder, report=watch, peak_memory_mb=memory.peak_mb)
-                if not evaluations:
-                    validate()
-            except Hopeless as stop:
-                self._model = method.remove(tuned)
-                line, seen = stop.line, evaluations[-1]
-                return replace(
-                    base, state="pruned", error=str(stop), validation_loss=seen.loss, scored_tokens=seen.scored_tokens,
-                    steps=line.step, trained_tokens=line.trained_tokens, seconds=line.seconds,
-                    peak_memory_mb=round(memory.peak_mb(), 1), trainable_parameters=trainable)
-            self._same_tokens(evaluations[-1])
-            evaluation = self.validation.by_task(evaluations[-1])
-            metrics = {**evaluation.metrics, **method.counts(tuned)}
-            method.save(tuned, job.folder / "adapter", self.task.source.public_name)
-            self._model = method.remove(tuned)
+                outcome = self._trained(job, base, report, tuned, context, memory, start)
+            except (Diverged, Hopeless, Infeasible, ScoredTokensDiffer):
+                self._model = method.remove(tuned).eval()
+                raise
+            self._model = method.remove(tuned).eval()
+        return outcome
+
+    def _trained(self, job: Job, base: Outcome, report: Report, tuned: nn.Module, context: Context, memory: PeakMemory,
+                 start: float) -> Outcome:
+        """From the prepared model on; what was done since `start` is a part of the trial's time."""
+        method = METHODS[job.method]
+        trainable = sum(p.numel() for p in tuned.parameters() if p.requires_grad)
+        numbers: dict[str, Any] = {"trainable_parameters": trainable, "steps": 0}
+        check(base, job.constraints, numbers)
+        evaluations: list[Evaluation] = []
+        rows = method.shape(tuned, self.train.examples, self.train.rows, job.hyperparameters, context,
+                            training=True) if method.trains else self.train.rows
+        validation = method.shape(tuned, self.validation.examples, self.validation.rows, job.hyperparameters, context,
+                                  training=False)
+        numbers["preparation_seconds"] = round(time.monotonic() - start, 3)
+
+        def validate() -> float:
+            step = len((job.folder / "curve.jsonl").read_bytes().splitlines())  # a line for each, 0 too
+            if step == 0 and method.starts_at_base:
+                return self.base_validation_loss
+            evaluations.append(self._compared(tuned, validation, job, min(step, job.steps)))
+            return evaluations[-1].loss
+
+        def watch(line: CurveLine) -> None:
+            report(asdict(line))
+            so_far = numbers | {"steps": line.step, "seconds": line.seconds, "peak_memory_mb": round(memory.peak_mb(), 1),
+                                "trained_tokens": line.trained_tokens}
+            check(base, job.constraints, so_far)
+            if line.validation_loss is not None and evaluations and (reason := hopeless(line, evaluations[-1], job)):
+                seen = evaluations[-1]
+                raise Hopeless(reason, so_far | {"validation_loss": seen.loss, "scored_tokens": seen.scored_tokens})
+
+        progress = fine_tune(tuned, method, job.hyperparameters, rows, self._plan(job), self.accelerator, validate, job.folder,
+                             report=watch, peak_memory_mb=memory.peak_mb, preparation_seconds=numbers["preparation_seconds"])
+        if not evaluations:
+            validate()
+        self._same_tokens(evaluations[-1])
+        evaluation = self.validation.by_task(evaluations[-1])
+        metrics = {**evaluation.metrics, **method.counts(tuned)}
+        method.save(tuned, job.folder / "adapter", self.task.source.public_name)
         whole = job.steps >= self.task.steps or not method.trains
         return replace(
             base, state="complete" if whole else "pruned", validation_loss=evaluation.loss, metrics=metrics,
+            preparation_seconds=numbers["preparation_seconds"],
             steps=max(job.steps, self.task.steps) if whole else job.steps,
             scored_tokens=evaluation.scored_tokens, trained_tokens=progress.trained_tokens,
             seconds=round(progress.seconds, 3), peak_memory_mb=round(progress.peak_memory_mb, 1),
@@ -255,7 +252,8 @@ class Blackbox:
     def context(self, seed: int) -> Context:
         """What methods may look at."""
         return Context(self.task.task, self.tokenizer, self.train.examples, self.train.rows, self.task.max_length,
-                       context_length((self._model or self.exact_model).config), seed, self.longest)
+                       context_length((self._model or self.exact_model).config), seed, self.longest,
+                       self._features)
 
     def shown(self) -> Context:
         """The context without training rows, in which a saved adapter shapes its input."""

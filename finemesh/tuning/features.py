@@ -10,7 +10,8 @@ import math
 import tempfile
 import weakref
 from collections.abc import Callable
-from typing import Any
+from functools import cached_property
+from typing import IO, Any
 
 import torch
 from torch import nn
@@ -24,13 +25,17 @@ States = tuple[torch.Tensor, ...]
 
 
 class Features:
-    """States by batch."""
+    """States by batch, of one base model; it may be loaded anew."""
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile(prefix="finemesh-")  # noqa: SIM115 (it lives as long as this object)
-        weakref.finalize(self, self._file.close)
         self._places: dict[bytes, list[tuple[int, torch.Size, torch.dtype]]] = {}
         self._end = 0
+
+    @cached_property
+    def _file(self) -> IO[bytes]:
+        file = tempfile.TemporaryFile(prefix="finemesh-")  # noqa: SIM115 (it lives as long as this object)
+        weakref.finalize(self, file.close)
+        return file
 
     def of(self, batch: Batch, compute: Callable[[], States]) -> States:
         """What was computed of this batch before, in the same arithmetic; else it is computed now."""

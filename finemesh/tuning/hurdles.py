@@ -1,16 +1,19 @@
 """When a trial stops on its way because it is surely no leader."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from finemesh.trial import Hurdle, Job
 from finemesh.tuning.evaluation.loss import Evaluation
 from finemesh.tuning.training import CurveLine
 
 
 class Hopeless(Exception):
-    """The trial is surely no leader; `line` is the last of its curve."""
+    """The trial is surely no leader; `numbers` are the outcome's so far."""
 
-    def __init__(self, message: str, line: CurveLine) -> None:
+    def __init__(self, message: str, numbers: Mapping[str, Any]) -> None:
         super().__init__(message)
-        self.line = line
+        self.numbers = numbers
 
 
 def hurdle_after(job: Job, step: int) -> Hurdle | None:

@@ -24,8 +24,7 @@ def predictions(task: Task, method: str, hyperparameters: Mapping[str, Any], fol
     """One answer (instruct), label (classify) or number (regress) an example, in their order."""
     quieten()
     box = Blackbox(task, look_only=True)
-    plug, model = METHODS[method], box.exact_model
-    tuned = plug.load(model, folder)
+    plug, tuned = METHODS[method], box.loaded(method, folder)
     pad_id, context = int(box.tokenizer.pad_token_id), box.shown()
     for start in range(0, len(examples), ROWS_AT_A_TIME):
         part = examples[start:start + ROWS_AT_A_TIME]

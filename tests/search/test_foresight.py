@@ -77,6 +77,13 @@ def test_a_pruned_trial_says_how_long_a_whole_one_takes_and_a_stopped_one_only_w
     assert made.excesses("lora", told(9, 8).hyperparameters)[0]["seconds"] == pytest.approx(120 - 300, abs=1)
 
 
+def test_what_preparing_takes_is_the_same_for_a_pruned_trial_and_a_whole_one(fake: SimpleNamespace) -> None:
+    made = Foresight({"seconds": 300}, fake.SPACE, count, 90)
+    for number in range(FEWEST):
+        made.tell(told(number, 8, state="pruned", steps=30, seconds=40.0, preparation_seconds=10.0))
+    assert made.excesses("lora", told(9, 8).hyperparameters)[0]["seconds"] == pytest.approx(10 + 90 - 300)
+
+
 def test_a_trial_stopped_for_its_time_says_how_long_the_whole_one_would_have_taken(fake: SimpleNamespace) -> None:
     """All that were stopped at the bound took just that: only with the steps that they made do they say what was too long."""
     made = Foresight({"seconds": 60}, fake.SPACE, count, 90)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from finemesh.tuning import blackbox as module
 from finemesh.tuning.blackbox import Blackbox
 from finemesh.tuning.data.examples import Dialogue, Turn
 from finemesh.tuning.data.split import Splits
+from finemesh.tuning.features import Features
 from finemesh.tuning.methods import METHODS
 from finemesh.tuning.models import ModelSource
 from finemesh.tuning.precision import Precision
@@ -87,7 +89,8 @@ def test_a_cut_trial_is_pruned_and_continued_from_its_checkpoint(box, tmp_path):
     lines = []
     outcome = box.tune(job(tmp_path / "0001", continues=0), lines.append)
     assert [line["step"] for line in lines] == [3, 4]
-    assert replace(outcome, seconds=0, peak_memory_mb=0) == replace(whole, seconds=0, peak_memory_mb=0, continues=0)
+    timed = {"seconds": 0, "preparation_seconds": 0, "peak_memory_mb": 0}
+    assert replace(outcome, **timed) == replace(whole, **timed, continues=0)
     assert not (tmp_path / "0001/checkpoint.safetensors").exists()
 
 
@@ -143,6 +146,51 @@ def test_an_error_is_an_outcome_and_the_next_trial_is_unharmed(box, tmp_path, mo
     assert type(error).__name__ in outcome.error
     assert "Traceback" in (tmp_path / "broken" / "log.txt").read_text()
     assert box.tune(job(tmp_path / "after")).validation_loss == sound.validation_loss
+
+
+@pytest.mark.parametrize("changes", [
+    {"method": "prompt", "hyperparameters": {**METHODS["prompt"].reference, "length": 200}},
+    {"constraints": {"trainable_parameters": 10}}, {"constraints": {"seconds": 1e-9}}, {"constraints": {"adapter_mb": 1e-6}},
+    {"method": "sift", "hyperparameters": {**METHODS["sift"].reference, "rank": 2}, "constraints": {"seconds": 1e-9}},
+    {"hyperparameters": {**LORA, "learning_rate": 1e30}}, {"hurdles": [Hurdle(2, 0.5, "none")]}])
+def test_a_trial_that_is_refused_or_stopped_leaves_the_model(box, tmp_path, changes):
+    base = box.model
+    before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
+    assert box.tune(job(tmp_path, **changes)).state != "complete"
+    assert box.model is base
+    assert not any(each.training for each in base.modules())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in base.state_dict().items())
+
+
+def test_the_head_s_features_survive_a_model_that_is_loaded_anew(box, tmp_path, monkeypatch):
+    head = {"method": "head", "hyperparameters": dict(METHODS["head"].reference)}
+    first = box.tune(job(tmp_path / "first", **head))
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "fine_tune", lambda *_, **__: 1 / 0)
+        assert box.tune(job(tmp_path / "broken")).state == "failed"
+    monkeypatch.setattr(Features, "_keep", lambda *_: pytest.fail("it is known"))
+    assert box.tune(job(tmp_path / "second", **head)).validation_loss == first.validation_loss
+
+
+def test_what_preparing_takes_is_in_the_trial_s_time(box, tmp_path, monkeypatch):
+    prepare = type(METHODS["lora"]).prepare
+
+    def slow(*arguments):
+        time.sleep(0.2)
+        return prepare(*arguments)
+
+    monkeypatch.setattr(type(METHODS["lora"]), "prepare", slow)
+    lines = []
+    outcome = box.tune(job(tmp_path), lines.append)
+    assert outcome.seconds > outcome.preparation_seconds >= 0.2
+    assert lines[0]["seconds"] >= 0.2
+    assert "seconds" in box.tune(job(tmp_path / "bound", constraints={"seconds": 0.2})).constraints
+
+
+def test_what_a_trial_saved_is_loaded_where_the_blackbox_computes(box, tmp_path, monkeypatch):
+    box.tune(job(tmp_path, method="full", hyperparameters=dict(METHODS["full"].reference)))
+    monkeypatch.setattr(box, "device", torch.device("meta"))
+    assert {p.device.type for p in box.loaded("full", tmp_path / "adapter").parameters()} == {"meta"}
 
 
 def test_a_loss_that_is_no_number_is_failed(box, tmp_path):

@@ -8,13 +8,12 @@ only the output side is trained.
 import copy
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from finemesh.hyperparameter import real
-from finemesh.tuning.features import Features, Probe
+from finemesh.tuning.features import Probe
 from finemesh.tuning.heads import HEADS
 from finemesh.tuning.methods.base import Context, Method, Point, save_whole
 from finemesh.tuning.models import TaskName
@@ -26,9 +25,6 @@ def head_name(model: PreTrainedModel) -> str:
     if output is not None:
         return next(name for name, module in model.named_modules() if module is output)
     return next(name for name in HEADS if hasattr(model, name))
-
-
-_FEATURES: WeakKeyDictionary[PreTrainedModel, Features] = WeakKeyDictionary()  # of the base models that are loaded
 
 
 class Head(Method):
@@ -58,7 +54,7 @@ class Head(Method):
         model.set_submodule(name, copy.deepcopy(frozen).float().requires_grad_(True))
         object.__setattr__(model, "frozen_head", (frozen, model.config.tie_word_embeddings))  # not a submodule
         model.config.tie_word_embeddings = False
-        return Probe(model, _FEATURES.setdefault(model, Features()))
+        return Probe(model, context.features)
 
     def remove(self, tuned: Any) -> PreTrainedModel:
         model: Any = tuned.model
