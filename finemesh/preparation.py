@@ -4,7 +4,6 @@ All that the user can have got wrong is found here, before anything is spent. Wh
 precision, threads) is read back from the run folder when the study goes on.
 """
 
-import copy
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -174,7 +173,8 @@ class _Fit:
     @staticmethod
     def of(config: Config, splits: Splits, source: ModelSource) -> "_Fit":
         with config.placed():
-            model, tokenizer = load_skeleton(source, splits.task, labels=splits.labels), load_tokenizer(source)
+            model = load_skeleton(source, splits.task, labels=splits.labels).requires_grad_(False)
+            tokenizer = load_tokenizer(source)
         length = config.data.max_length
         every = [example for name in NAMES for example in splits[name]]
         long = nlargest(LOOKED_AT, every, key=lambda example: len(example.prompt) + len(example.answer))
@@ -196,7 +196,7 @@ class _Fit:
 
     def trainable(self, method: str, point: Mapping[str, Any]) -> int:
         """How many parameters are trained; a number of the model's and the point's shapes."""
-        return METHODS[method].trainable(copy.deepcopy(self.model).requires_grad_(False), point, self.context)
+        return METHODS[method].trainable(self.model, point, self.context)
 
     def refusal(self, method: str, point: Mapping[str, Any]) -> str | None:
         return METHODS[method].refuses(self.model, point, self.context)

@@ -17,7 +17,7 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
 from transformers.activations import ACT2FN
 
-from finemesh.tuning.architecture import anywhere, architecture
+from finemesh.tuning.architecture import Architecture, anywhere, architecture
 
 BOTTLENECK = "BOTTLENECK"
 VARIANTS = ("houlsby", "pfeiffer", "parallel")
@@ -44,6 +44,12 @@ class BottleneckConfig(PeftConfig):
 
     def width(self, model_width: int) -> int:
         return max(1, int(model_width / self.reduction))
+
+
+def places(blocks: Architecture, variant: str) -> str:
+    """A pattern of the names of the modules that get an adapter."""
+    return anywhere(*{"houlsby": (blocks.attention_output, blocks.mlp_output), "pfeiffer": (blocks.mlp_output,),
+                      "parallel": (blocks.mlp_block,)}[variant])
 
 
 class BottleneckLayer(nn.Module, BaseTunerLayer):
@@ -139,9 +145,7 @@ class BottleneckModel(BaseTuner):
             if blocks is None:
                 raise ValueError(f"the attention and feed-forward blocks of {type(self.model).__name__} are not known: "
                                  "give target_modules")
-            config.target_modules = anywhere(*{
-                "houlsby": (blocks.attention_output, blocks.mlp_output), "pfeiffer": (blocks.mlp_output,),
-                "parallel": (blocks.mlp_block,)}[config.variant])
+            config.target_modules = places(blocks, config.variant)
         return config
 
     def _create_and_replace(self, peft_config: Any, adapter_name: str, target: nn.Module, target_name: str,

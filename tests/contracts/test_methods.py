@@ -9,15 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from optuna.distributions import CategoricalDistribution
 from peft import PeftModel
 from torch import nn
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, MixtralConfig, MixtralForCausalLM
 
 from finemesh.tuning.data.batches import Encoded
 from finemesh.tuning.evaluation.generation import answers
 from finemesh.tuning.evaluation.loss import evaluate, predict_outputs
 from finemesh.tuning.kernels.sparse import SparseLinear
 from finemesh.tuning.methods import METHODS, Context, Method
+from finemesh.tuning.methods.base import AdapterMethod
 from finemesh.tuning.methods.lora import Lora
 from finemesh.tuning.methods.prefix import PrefixMethod
 from finemesh.tuning.models import ModelSource, load_model, load_skeleton
@@ -209,6 +211,24 @@ def test_table_entry_is_whole(method):
         assert hyperparameter.distribution._contains(hyperparameter.distribution.to_internal_repr(method.reference[name]))
 
 
+def others(method: Method) -> list[dict]:
+    """Of what is counted by shapes alone, the reference settings with each choice in turn."""
+    return [method.reference | {name: value} for name, hyperparameter in method.space.items()
+            if isinstance(method, AdapterMethod) and isinstance(hyperparameter.distribution, CategoricalDistribution)
+            for value in hyperparameter.distribution.choices]
+
+
+@pytest.mark.filterwarnings("ignore:The following .*_pattern keys")  # PEFT's own
+def test_parameters_of_experts_in_one_tensor_are_counted_too() -> None:
+    """As PEFT puts LoRA into them, where the others are counted from their shapes."""
+    with torch.device("meta"):
+        model = MixtralForCausalLM(MixtralConfig(**tiny._SIZES)).requires_grad_(False)
+    context = Context("instruct", tiny.tokenizer(), (), (), 64, 64, 0)
+    method, point = METHODS["lora"], dict(METHODS["lora"].reference)
+    tuned = method.prepare(copy.deepcopy(model), point, context)
+    assert method.trainable(model, point, context) == sum(p.numel() for p in tuned.parameters() if p.requires_grad)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_the_trained_parameters_are_counted_without_the_weights(name: str) -> None:
     method = METHODS[name]
@@ -219,13 +239,16 @@ def test_the_trained_parameters_are_counted_without_the_weights(name: str) -> No
             continue
         with torch.device("meta"):
             skeleton = type(model)(model.config).requires_grad_(False)
-        for point in (settings(method), dict(method.reference)):
+        there_are = [name for name, _ in skeleton.named_modules()]
+        for point in (settings(method), dict(method.reference), *others(method)):
             if method.refuses(model, point, context):
                 continue
             tuned = method.prepare(model, point, context)
             there = sum(p.numel() for p in tuned.parameters() if p.requires_grad)
             model = method.remove(tuned)
-            assert method.trainable(copy.deepcopy(skeleton), point, context) == there, (kind, task, point)
+            assert method.trainable(skeleton, point, context) == there, (kind, task, point)
+            assert [name for name, _ in skeleton.named_modules()] == there_are
+            assert not any(parameter.requires_grad for parameter in skeleton.parameters())
 
 
 @pytest.mark.parametrize(("kind", "name"), [

@@ -78,9 +78,12 @@ class Method:
         return None
 
     def trainable(self, model: PreTrainedModel, point: Point, context: Context) -> int:
-        """How many parameters `prepare` makes trainable, told from the model's shapes: its weights are missing. It is a copy
-        that is thrown away afterwards."""
-        return trained(self.prepare(model, point, context))
+        """How many parameters `prepare` makes trainable, told from the model's shapes: its weights are missing. The model is
+        as it was afterwards."""
+        tuned = self.prepare(model, point, context)
+        count = trained(tuned)
+        self.remove(tuned)
+        return count
 
     def prepare(self, model: PreTrainedModel, point: Point, context: Context) -> nn.Module:
         """The model with just the right parameters trainable; `remove` undoes it. Draws from torch's global generator."""
@@ -137,6 +140,12 @@ class Method:
 
 def trained(tuned: nn.Module) -> int:
     return sum(parameter.numel() for parameter in tuned.parameters() if parameter.requires_grad)
+
+
+def new_parameters(model: nn.Module, context: Context) -> int:
+    """Those of a classifier's or regressor's new layers, which every method trains."""
+    names = [] if context.task == "instruct" else new_layers(model)
+    return sum(parameter.numel() for name in names for parameter in model.get_submodule(name).parameters())
 
 
 def save_whole(tuned: nn.Module, folder: Path) -> None:
@@ -198,6 +207,14 @@ class PromptMethod(PeftMethod):
         mend = f"a length of at most {room - longest}" if longest < room else f"a data.max_length below {room - length}"
         return (f"a length of {length} is longer than the context allows: with the longest row ({longest} tokens) it takes "
                 f"{length + longest} positions, and the model has {room}; give {mend}")
+
+    def trainable(self, model: PreTrainedModel, point: Point, context: Context) -> int:
+        """Of what PEFT makes: what the vectors start from, read off the weights, does not change how many they are."""
+        with torch.device("meta"):
+            tuned = PeftMethod.prepare(self, model, point, context)
+        count = trained(tuned)
+        PromptMethod.remove(self, tuned)
+        return count
 
     def shape(self, tuned: nn.Module, examples: Sequence[Example], encoded: Sequence[Encoded], point: Point,
               context: Context, *, training: bool) -> Sequence[Encoded]:

@@ -3,13 +3,15 @@
 `reduction` is the model's width divided by the bottleneck's. finemesh/tuning/bottleneck.py makes them a method of PEFT.
 """
 
+import re
+
 from peft import PeftConfig
 from transformers import PreTrainedModel
 
 from finemesh.hyperparameter import choice, integer, real
 from finemesh.tuning.architecture import architecture
-from finemesh.tuning.bottleneck import BOTTLENECK, VARIANTS, BottleneckConfig
-from finemesh.tuning.methods.base import PEFT_TASKS, AdapterMethod, Context, Point
+from finemesh.tuning.bottleneck import BOTTLENECK, VARIANTS, BottleneckConfig, places
+from finemesh.tuning.methods.base import PEFT_TASKS, AdapterMethod, Context, Point, new_parameters
 from finemesh.tuning.models import TaskName
 
 
@@ -40,6 +42,15 @@ class Bottleneck(AdapterMethod):
         if point["reduction"] > width:
             return f"reduction {point['reduction']} leaves nothing of the model's width {width}"
         return None
+
+    def trainable(self, model: PreTrainedModel, point: Point, context: Context) -> int:
+        """Told from the shapes, as PEFT takes long to put its modules in."""
+        blocks, width = architecture(model), model.config.get_text_config().hidden_size
+        assert blocks is not None
+        pattern = places(blocks, point["variant"])
+        count = sum(bool(re.fullmatch(pattern, name)) for name, _ in model.named_modules())
+        inner = BottleneckConfig(reduction=point["reduction"]).width(width)
+        return count * (2 * width * inner + width + inner) + new_parameters(model, context)
 
     def configuration(self, model: PreTrainedModel, point: Point, context: Context) -> PeftConfig:
         return BottleneckConfig(

@@ -24,6 +24,9 @@ class Full(Method):
     gguf = True
     starts_at_base = True
 
+    def trainable(self, model: PreTrainedModel, point: Point, context: Context) -> int:
+        return sum(parameter.numel() for parameter in model.parameters())
+
     def prepare(self, model: PreTrainedModel, point: Point, context: Context) -> nn.Module:
         tuned: Any = copy.deepcopy(model).float().requires_grad_(True)
         tuned.base = [model]  # in a list, so that it is not a submodule

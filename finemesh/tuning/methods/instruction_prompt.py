@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from finemesh.hyperparameter import choice, integer, real
 from finemesh.tuning.data.batches import Encoded
 from finemesh.tuning.data.examples import Example
-from finemesh.tuning.methods.base import PEFT_TASKS, Context, Point, PromptMethod, sizes, trained
+from finemesh.tuning.methods.base import PEFT_TASKS, Context, Point, PromptMethod, sizes
 from finemesh.tuning.methods.prompt import drawn_tokens
 from finemesh.tuning.methods.prompting import CHOSEN, INSTRUCTION, Prompting
 
@@ -49,9 +49,6 @@ class InstructionPrompt(Prompting, PromptMethod):
     def configuration(self, model: PreTrainedModel, point: Point, context: Context) -> PeftConfig:
         return PromptTuningConfig(task_type=PEFT_TASKS[context.task], num_virtual_tokens=self.vectors(point),
                                   **sizes(model), prompt_tuning_init=PromptTuningInit.RANDOM)
-
-    def trainable(self, model: PreTrainedModel, point: Point, context: Context) -> int:
-        return trained(super().prepare(model, point, context))
 
     def prepare(self, model: PreTrainedModel, point: Point, context: Context) -> nn.Module:
         tuned: Any = super().prepare(model, point, context)

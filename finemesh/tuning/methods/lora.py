@@ -5,15 +5,17 @@ it fall with the root of the rank: there it is alpha / rank at REFERENCE_RANK, w
 sqrt(REFERENCE_RANK / rank) at others. DoRA (Liu et al., arXiv 2402.09353) trains the lengths of W's rows beside.
 """
 
+import re
 from math import sqrt
 
 from peft import LoraConfig, PeftConfig
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from finemesh.hyperparameter import choice, integer, real
 from finemesh.tuning.architecture import anywhere, architecture, text_part
 from finemesh.tuning.heads import HEADS, new_layers
-from finemesh.tuning.methods.base import PEFT_TASKS, AdapterMethod, Context, Point
+from finemesh.tuning.methods.base import PEFT_TASKS, AdapterMethod, Context, Point, new_parameters
 from finemesh.tuning.methods.targets import linear_layers
 
 REFERENCE_RANK = 8
@@ -45,6 +47,17 @@ class Lora(AdapterMethod):
         if point["dropout"] >= 1:
             return f"dropout {point['dropout']:g} drops all, so that nothing trains; give less than 1"
         return None
+
+    def trainable(self, model: PreTrainedModel, point: Point, context: Context) -> int:
+        """Told from the shapes: PEFT takes half a second to put its modules in. Experts that are one tensor are its to find."""
+        if any(parameter.ndim > 2 for parameter in model.parameters()):
+            return super().trainable(model, point, context)
+        targets, excluded = self._targets(model, point["layers"]), tuple(self._excluded(model))
+        layers = [layer for name, layer in linear_layers(model, "all").items() if not name.endswith(excluded)
+                  and (targets == "all-linear" or re.fullmatch(targets, name))]
+        increments = int(point["rank"]) * sum(sum(layer.weight.shape) for layer in layers)
+        lengths = sum(layer.weight.shape[isinstance(layer, Conv1D)] for layer in layers) if point["variant"] == "dora" else 0
+        return increments + lengths + new_parameters(model, context)
 
     def configuration(self, model: PreTrainedModel, point: Point, context: Context) -> PeftConfig:
         rank, stabilised = int(point["rank"]), point["variant"] == "rslora"

@@ -48,9 +48,6 @@ class PrefixMethod(PromptMethod):
         made: nn.Module = tuned
         return made
 
-    def trainable(self, model: PreTrainedModel, point: Point, context: Context) -> int:
-        return super().trainable(model, {**point, "init": "random"}, context)
-
     def save(self, tuned: nn.Module, folder: Any, base_name: str) -> None:
         assert isinstance(tuned, PeftModel)
         configuration: Any = tuned.active_peft_config

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from finemesh.hyperparameter import choice, integer, real
-from finemesh.tuning.methods.base import PEFT_TASKS, Context, Point, PromptMethod, sizes, trained
+from finemesh.tuning.methods.base import PEFT_TASKS, Context, Point, PromptMethod, sizes
 
 
 class Prompt(PromptMethod):
@@ -29,9 +29,6 @@ class Prompt(PromptMethod):
             task_type=PEFT_TASKS[context.task], num_virtual_tokens=int(point["length"]), **sizes(model),
             prompt_tuning_init=PromptTuningInit.RANDOM,
         )
-
-    def trainable(self, model: PreTrainedModel, point: Point, context: Context) -> int:
-        return trained(super().prepare(model, point, context))
 
     def prepare(self, model: PreTrainedModel, point: Point, context: Context) -> nn.Module:
         tuned = super().prepare(model, point, context)

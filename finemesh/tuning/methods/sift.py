@@ -24,7 +24,7 @@ from finemesh.tuning.data.batches import Encoded
 from finemesh.tuning.heads import new_layers
 from finemesh.tuning.kernels.sparse import SparseLinear
 from finemesh.tuning.memory import release_freed_heap
-from finemesh.tuning.methods.base import PEFT_TASKS, Context, Method, Point
+from finemesh.tuning.methods.base import PEFT_TASKS, Context, Method, Point, new_parameters
 from finemesh.tuning.methods.calibration import calibration_rows, summed_gradients
 from finemesh.tuning.methods.selection import highest, highest_overall, score
 from finemesh.tuning.methods.targets import linear_layers
@@ -77,10 +77,7 @@ class Sift(Method):
 
     def trainable(self, model: PreTrainedModel, point: Point, context: Context) -> int:
         entries = sum(_entries(point, layer) for layer in linear_layers(model, point["layers"]).values())
-        if context.task == "instruct":
-            return entries
-        return entries + sum(parameter.numel() for name in new_layers(model)
-                             for parameter in model.get_submodule(name).parameters())
+        return entries + new_parameters(model, context)
 
     def prepare(self, model: PreTrainedModel, point: Point, context: Context) -> nn.Module:
         layers = linear_layers(model, point["layers"])
