@@ -12,7 +12,7 @@ from finemesh.objectives import LOSS, MOST, OBJECTIVES
 from finemesh.trial import HIGHER_IS_BETTER, Outcome
 
 BOUNDED = tuple(field.name for field in fields(Outcome) if "int" in str(field.type) or "float" in str(field.type)
-                if field.name not in ("number", "seed", "metrics", "constraints", "duplicate_of", "continues"))
+                if field.name not in ("number", "seed", "metrics", "constraints", "duplicate_of", "continues", "whole_seconds"))
 MINUTES = "minutes"  # of a trial, which outcome.json has as seconds
 
 

@@ -63,7 +63,7 @@ class Outcome:
     `peak_memory_mb` is what the trial added to `base_memory_mb`, the worker with its model loaded.
     `constraints` holds value - bound (bound - value for SCORES): at most 0 is feasible. A pruned trial went `steps` of the
     full length; without an error it may go on, with one it was surely no leader, and its loss is estimated where not every
-    row was looked at.
+    row was looked at. Its constraints are those of a whole trial, as far as it tells of one (constraints.py).
     """
 
     number: int
@@ -88,6 +88,7 @@ class Outcome:
     continues: int | None = None  # the pruned trial that this one took up; steps, tokens and seconds are those of both
     started: bool = True  # False: it was foreseen to be infeasible
     foreseen: str | None = None  # feasible or infeasible, as its job has it
+    whole_seconds: float | None = None  # of a pruned trial, what its full length was expected to take
 
     @property
     def is_new(self) -> bool:

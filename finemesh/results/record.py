@@ -197,6 +197,17 @@ def losses_along(curve: Sequence[Mapping[str, Any]]) -> dict[int, float]:
     return {line["step"]: line["validation_loss"] for line in curve if line.get("validation_loss") is not None}
 
 
+def ends(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Those that no later one continued, each with what was foreseen of its point when that began."""
+    by_number = {outcome.number: outcome for outcome in outcomes}
+    continued = {outcome.continues for outcome in outcomes}
+
+    def first(outcome: Outcome) -> Outcome:
+        return outcome if outcome.continues is None else first(by_number[outcome.continues])
+
+    return [replace(outcome, foreseen=first(outcome).foreseen) for outcome in outcomes if outcome.number not in continued]
+
+
 def tokens_of(outcomes: Sequence[Outcome]) -> int:
     """A promoted trial counts the tokens of the one that it continued, too."""
     trained = {outcome.number: outcome.trained_tokens for outcome in outcomes}
@@ -224,8 +235,7 @@ def read_record(folder: Path) -> Record:
     if not isinstance(config, Mapping):
         raise InputError("it holds no config: put back the one that this run was started with", file=run.config)
     known = run.outcomes()
-    continued = {outcome.continues for outcome in known}
-    outcomes = [outcome for outcome in known if outcome.number not in continued]
+    outcomes = ends(known)
     references: dict[str, list[Outcome]] = {}
     for outcome in run.references():
         references.setdefault(outcome.method, []).append(outcome)

@@ -92,7 +92,7 @@ class Foresight:
         if name != "seconds" or not outcome.steps:
             return value
         before = outcome.preparation_seconds
-        return before + (value - before) * self._steps / outcome.steps
+        return outcome.whole_seconds or before + (value - before) * self._steps / outcome.steps
 
     def _features(self, method: str, point: Mapping[str, Any], trained: int) -> Vector:
         """The number of parameters, then the hyperparameters; an inactive one is in the middle."""

@@ -232,8 +232,8 @@ def tell(study: optuna.Study, trial: Trial, outcome: Outcome, forecast: float | 
     """complete is COMPLETE, failed FAIL, pruned PRUNED with its last loss as an intermediate value, and after the `whole`
     length the forecast of the loss that it would have had: by the last value, samplers compare like with like.
 
-    infeasible has a constraint above 0 and is COMPLETE where it has a loss, else PRUNED: samplers count both as bad,
-    by how much the constraint is broken, whereas FAIL would be a point that they never heard of. Of several objectives
+    infeasible has a constraint above 0 and is COMPLETE where it has a whole trial's loss, else PRUNED: samplers count both as
+    bad, by how much the constraint is broken, whereas FAIL would be a point that they never heard of. Of several objectives
     all must have been measured.
     """
     constraints = dict(outcome.constraints)
@@ -243,7 +243,7 @@ def tell(study: optuna.Study, trial: Trial, outcome: Outcome, forecast: float | 
     loss, found = outcome.validation_loss, values(outcome, objectives)
     if outcome.state == "failed" or (outcome.state == "complete" and found is None):
         study.tell(trial, state=TrialState.FAIL)
-    elif outcome.state == "pruned" or found is None:
+    elif outcome.state == "pruned" or found is None or outcome.steps < whole:
         if loss is not None and len(objectives) == 1:
             trial.report(loss, outcome.steps)
             if forecast is not None and outcome.steps < whole:

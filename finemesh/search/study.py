@@ -204,8 +204,7 @@ class Search:
                                    started=False, error=self._foresight.reason(excesses)))
                 return
             start = replace(start, foreseen=foreseen)
-        self._history.begin(number, start.continues)
-        self._idle = 0
+        self._count(number, start.continues)
         with full_disk(folder):
             start.write(folder)
         if start.continues is not None:
@@ -224,11 +223,16 @@ class Search:
 
     def _begin(self, outcome: Outcome) -> None:
         if outcome.started:
-            self._history.begin(outcome.number, outcome.continues)
-            self._idle = 0
+            self._count(outcome.number, outcome.continues)
         else:
             self._unstarted.add(outcome.number)
             self._idle += 1
+
+    def _count(self, number: int, continues: int | None) -> None:
+        """One that runs. A promotion finds nothing new: a space that is exhausted stays so."""
+        self._history.begin(number, continues)
+        if continues is None:
+            self._idle = 0
 
     def _hear(self, outcome: Outcome) -> bool:
         """Whether an earlier study knows its point."""

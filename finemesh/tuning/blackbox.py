@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedModel
 
-from finemesh.constraints import Infeasible, broken, check, violations
+from finemesh.constraints import Infeasible, check, judged
 from finemesh.trial import Job, Outcome, write_outcome
 from finemesh.tuning.data.batches import Encoded, encode, question
 from finemesh.tuning.data.examples import Dialogue
@@ -34,7 +34,7 @@ from finemesh.tuning.memory import MB, PeakMemory
 from finemesh.tuning.methods import METHODS, Context, Point
 from finemesh.tuning.models import context_length, load_model, load_tokenizer
 from finemesh.tuning.task import Task
-from finemesh.tuning.training import CurveLine, Diverged, Plan, fine_tune
+from finemesh.tuning.training import CurveLine, Diverged, Plan, fine_tune, whole_seconds
 
 Report = Callable[[Mapping[str, Any]], None]
 VALIDATION_SHARE = 0.25  # of the training work, at most, goes into validating along the way
@@ -113,9 +113,9 @@ class Blackbox:
                 traceback.print_exc(file=log)
         if not outcome.seconds:
             outcome = replace(outcome, seconds=round(time.monotonic() - start, 3))
-        outcome = replace(outcome, constraints=violations(outcome, job.constraints) or outcome.constraints)
-        if outcome.state in ("complete", "pruned") and any(excess > 0 for excess in outcome.constraints.values()):
-            outcome = replace(outcome, state="infeasible", error=broken(outcome.constraints, job.constraints))
+        if outcome.state == "pruned":
+            outcome = replace(outcome, whole_seconds=round(whole_seconds(job.folder, self._plan(job)), 3))
+        outcome = judged(outcome, job.constraints)
         write_outcome(job.folder, outcome)
         if job.steps >= self.task.steps:
             (job.folder / "checkpoint.safetensors").unlink(missing_ok=True)

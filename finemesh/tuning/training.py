@@ -6,8 +6,10 @@ A run is a function of its plan: cut at any update and continued from a checkpoi
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -107,6 +109,22 @@ def fine_tune(tuned: nn.Module, method: Method, point: Point, rows: Sequence[Enc
     if plan.steps < plan.horizon:
         run.save(optimizer, schedule)
     return run.progress
+
+
+def whole_seconds(folder: Path, plan: Plan) -> float:
+    """What a run of the plan's horizon would take, by the curve in the folder: a step and a validation cost what they have.
+
+    A trial that ends early is validated more often for its steps: its time does not grow in proportion to them.
+    """
+    lines = [json.loads(line) for line in (folder / "curve.jsonl").read_text(encoding="utf-8").splitlines()]
+    taken = [(after["seconds"] - before["seconds"], after["validation_loss"] is not None) for before, after in pairwise(lines)]
+    bare = [seconds for seconds, validated in taken if not validated] or [seconds for seconds, _ in taken]
+    with_validation = [seconds for seconds, validated in taken if validated] or bare
+    step, whole = fmean(bare), replace(plan, steps=plan.horizon)
+    ahead = range(lines[-1]["step"] + 1, plan.horizon + 1)
+    validations = sum(whole.validates(number) for number in ahead)
+    seconds: float = lines[-1]["seconds"]
+    return seconds + len(ahead) * step + validations * max(0.0, fmean(with_validation) - step)
 
 
 class _Run:

@@ -1,6 +1,7 @@
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -256,3 +257,12 @@ def test_what_was_not_run_is_no_trial(make_run: Make) -> None:
     after = status(run)
     assert (after["trials"], after["constraints"]["not_started"]) == (before["trials"], 1)
     assert dict(facts(read_record(run)))["trials"].startswith(str(sum(before["trials"].values())))
+
+
+def test_what_was_foreseen_is_judged_by_how_the_last_trial_of_a_point_ended(make_run: Make) -> None:
+    run = make_run(trials=0, finished=False)
+    rung = Outcome(0, "pruned", "lora", {"rank": 8}, 0, 10, 2.0, foreseen="feasible", constraints={"seconds": -1.0})
+    again = replace(rung, number=1, state="infeasible", continues=0, foreseen=None, constraints={"seconds": 1.0})
+    for outcome in (rung, again, replace(rung, number=2, hyperparameters={"rank": 4})):
+        write_outcome(run / f"trials/{outcome.number}", outcome)
+    assert "of 2 foreseen to be feasible 1 were" in printed(print_status, run)

@@ -80,3 +80,16 @@ def test_every_optimizer_searches_several_objectives_some_of_them_scores(fake: S
     x = trials[0].params["x"]
     assert trials[0].values == pytest.approx([(x - 0.3) ** 2, x, 1 - x])
     assert trials[7].constraints == {"infeasible": 1.0}
+
+
+def test_a_trial_that_broke_a_bound_at_its_rung_is_not_told_as_a_whole_one(fake: SimpleNamespace, tmp_path: Path) -> None:
+    with opened(f"sqlite:///{tmp_path / 'study.db'}", "one", fake.Watching(0)) as study:
+        for steps in (10, 90):
+            trial = study.ask()
+            method, point = fake.SPACE.suggest(trial)
+            store_of(study).write_params(trial._trial_id)
+            tell(study, trial, Outcome(trial.number, "infeasible", method, point, 0, steps, 2.0,
+                                       constraints={"peak_memory_mb": 5.0}), whole=90)
+        first, second = study.get_trials()
+    assert (first.state.name, first.intermediate_values, second.state.name) == ("PRUNED", {10: 2.0}, "COMPLETE")
+    assert first.constraints == second.constraints == {"peak_memory_mb": 5.0}

@@ -229,6 +229,15 @@ def test_met_constraints_are_told_with_their_slack(box, tmp_path):
     assert outcome.constraints["seconds"] < 0
 
 
+def test_a_pruned_trial_says_how_long_a_whole_one_takes_and_goes_no_further_where_that_is_too_long(box, tmp_path):
+    short = box.tune(job(tmp_path / "short", steps=2))
+    assert (short.state, short.error) == ("pruned", None)
+    assert short.whole_seconds > short.seconds
+    assert box.tune(job(tmp_path / "whole")).whole_seconds is None
+    slow = box.tune(job(tmp_path / "slow", steps=2, constraints={"seconds": 600, "trainable_parameters": 1e6}))
+    assert slow.constraints["seconds"] == slow.whole_seconds - 600
+
+
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_vectors_leave_room_for_the_longest_row_of_any_split(task, tmp_path, split):
     shutil.copytree(task.splits, tmp_path / "splits")

@@ -1,5 +1,6 @@
 """The loop: accumulation, cut and extended schedules, divergence, padding, the head at scored positions."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,7 @@ from finemesh.tuning.data.batches import collate
 from finemesh.tuning.evaluation.loss import batch_losses, evaluate, evaluation_batches
 from finemesh.tuning.methods import METHODS
 from finemesh.tuning.schedule import Schedule
-from finemesh.tuning.training import Diverged, Plan, fine_tune
+from finemesh.tuning.training import Diverged, Plan, fine_tune, whole_seconds
 from tests import tiny
 
 LORA = METHODS["lora"]
@@ -154,3 +155,15 @@ def test_validates_along_the_way_and_at_the_end():
     plan = Plan("instruct", 20, 20, 8, 0, 0, validations=4)
     assert [s for s in range(21) if plan.validates(s)] == [5, 10, 15, 20]
     assert [s for s in range(8) if replace(plan, steps=7).validates(s)] == [5, 7]
+
+
+def test_a_short_run_s_validations_are_not_taken_for_the_whole_run_s_time(tmp_path):
+    """Six steps of a second and a validation of ten; the whole run validates at 18, 36 and 54."""
+    lines = [{"step": step, "seconds": float(step + 10 * (step == 6)), "validation_loss": 1.0 if step in (0, 6) else None}
+             for step in range(7)]
+    (tmp_path / "curve.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    plan = Plan("instruct", 6, 54, 8, 0, 0, validations=3)
+    assert whole_seconds(tmp_path, plan) == pytest.approx(54 + 10 + 3 * 10)
+    (tmp_path / "curve.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [
+        lines[0], {"step": 1, "seconds": 11.0, "validation_loss": 1.0}]))
+    assert whole_seconds(tmp_path, replace(plan, steps=1, horizon=3, validations=3)) == pytest.approx(33)

@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from finemesh.constraints import judged
 from finemesh.run import RunFolder
 from finemesh.search.budget import Budget
 from finemesh.search.executors.base import Event
@@ -63,19 +64,19 @@ class Simulated:
         checkpoint.write_text(str(last))
         self.trained += last - start
         rank = job.hyperparameters.get("rank", 5)
-        numbers = {"trainable_parameters": 1000 * rank, "peak_memory_mb": 100.0 + 2 * rank, "seconds": last * (1 + rank / 50)}
-        excesses = {name: numbers[name] - bound for name, bound in job.constraints.items()}
-        state: Any = "infeasible" if any(excess > 0 for excess in excesses.values()) else \
-            "complete" if last == FULL else "pruned"
-        outcome = Outcome(job.number, state, job.method, job.hyperparameters, job.seed, last, validation_loss=loss(job, last),
-                          trained_tokens=last, continues=job.continues, constraints=excesses, foreseen=job.foreseen,
-                          error=None if last == job.steps else "too far behind", **numbers)
+        state: Any = "complete" if last == FULL else "pruned"
+        outcome = judged(Outcome(
+            job.number, state, job.method, job.hyperparameters, job.seed, last, validation_loss=loss(job, last),
+            trained_tokens=last, continues=job.continues, foreseen=job.foreseen, trainable_parameters=1000 * rank,
+            peak_memory_mb=100.0 + 2 * rank, seconds=last * (1 + rank / 50),
+            whole_seconds=None if state == "complete" else FULL * (1 + rank / 50), metrics={"accuracy": 1 / loss(job, last)},
+            error=None if last == job.steps else "too far behind"), job.constraints)
         write_outcome(job.folder, outcome)
         return outcome
 
 
 def search(fake: Any, folder: Path, fidelity: str, optimizer: str | None = None, *, points: int = 18, workers: int = 1,
-           order: int = 0, observer: Any = None, **options: Any) -> tuple[list[Outcome], int]:
+           order: int = 0, observer: Any = None, space: Any = None, **options: Any) -> tuple[list[Outcome], int]:
     """The outcomes, and the steps that were made for them. By default the sampler is one that notices everything."""
     run = RunFolder(folder)
     run.path.mkdir(parents=True, exist_ok=True)
@@ -83,7 +84,7 @@ def search(fake: Any, folder: Path, fidelity: str, optimizer: str | None = None,
         shutil.copy(fake.empty_store(), run.study)
     executor = Simulated(order, workers)
     sampler = OPTIMIZERS[optimizer](0, workers) if optimizer else fake.Watching(0)
-    outcomes = run_search(fake.SPACE, sampler, Budget(points), executor, run, seed=0, steps=FULL, in_flight=workers,
+    outcomes = run_search(space or fake.SPACE, sampler, Budget(points), executor, run, seed=0, steps=FULL, in_flight=workers,
                           fidelity=FIDELITIES[fidelity](FULL, None, 3), observer=observer, **options)
     return outcomes, executor.trained
 

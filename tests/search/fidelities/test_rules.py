@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
+from finemesh.hyperparameter import integer, real
+from finemesh.search import study as loop
 from finemesh.search.fidelities import FIDELITIES
+from finemesh.search.space import Space
 from tests.search.fidelities import simulation
 
 CHEAP = [name for name in FIDELITIES if name != "full"]
@@ -126,3 +129,45 @@ def test_hyperband_begins_at_every_rung(fake: SimpleNamespace, tmp_path: Path) -
     outcomes, _ = simulation.search(fake, tmp_path, "hyperband", points=17)
     begun = Counter(outcome.steps for outcome in outcomes if outcome.continues is None)
     assert begun == {10: 9, 30: 5, 90: 3}
+
+
+@pytest.mark.parametrize("fidelity", ["halving", "hyperband"])
+def test_what_would_take_too_long_is_not_promoted_and_the_next_best_is(fake: SimpleNamespace, tmp_path: Path,
+                                                                       fidelity: str) -> None:
+    """Without a count nothing is foreseen before it starts: what is known of a trial, its rung says."""
+    bound = 95.0
+    free, _ = simulation.search(fake, tmp_path / "free", fidelity, points=9)
+    told, _ = simulation.search(fake, tmp_path / "bound", fidelity, points=9, constraints={"seconds": bound})
+    promoted = [outcome for outcome in told if outcome.continues is not None]
+    assert any(outcome.whole_seconds and outcome.whole_seconds > bound for outcome in free if outcome.continues is not None)
+    assert Counter(outcome.steps for outcome in promoted) == Counter(o.steps for o in free if o.continues is not None)
+    assert all(outcome.constraints["seconds"] <= 0 for outcome in promoted)
+    slow = [outcome for outcome in told if outcome.constraints["seconds"] > 0]
+    assert {outcome.state for outcome in slow} <= {"pruned", "infeasible"}
+    assert any(outcome.state == "pruned" and "after all steps seconds would be" in str(outcome.error) for outcome in slow)
+
+
+@every_rule
+def test_a_search_under_every_kind_of_bound_goes_on_as_the_uninterrupted_one(fake: SimpleNamespace, tmp_path: Path,
+                                                                             fidelity: str) -> None:
+    options: Any = {"points": 12, "workers": 3, "constraints": {"seconds": 120.0, "peak_memory_mb": 150.0, "accuracy": 0.9}}
+    whole, _ = simulation.search(fake, tmp_path / "whole", fidelity, **options)
+    for order in (1, 2):
+        with pytest.raises(KeyboardInterrupt):
+            simulation.search(fake, tmp_path / "parts", fidelity, **options, order=order, observer=fake.Stops(5))
+    assert simulation.search(fake, tmp_path / "parts", fidelity, **options)[0] == whole
+
+
+def test_a_promotion_makes_an_exhausted_space_no_larger(fake: SimpleNamespace, tmp_path: Path,
+                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "EXHAUSTED", 20)
+    options: Any = {"space": Space({"lora": {"rank": integer(1, 5, 1), "learning_rate": real(1e-3, 1e-3, 1e-3, log=True)}})}
+    outcomes, _ = simulation.search(fake, tmp_path / "whole", "halving", **options)
+    assert Counter(outcome.steps for outcome in outcomes if outcome.duplicate_of is None) == {10: 5, 30: 2, 90: 2}
+    copies = [outcome.number for outcome in outcomes if outcome.duplicate_of is not None]
+    assert copies[-20:] == list(range(len(outcomes) - 24, len(outcomes) - 4))  # then the promotions, one after the other
+    for stop in (3, len(outcomes) - 10, len(outcomes) - 2):
+        parts = tmp_path / str(stop)
+        with pytest.raises(KeyboardInterrupt):
+            simulation.search(fake, parts, "halving", **options, observer=fake.Stops(stop))
+        assert simulation.search(fake, parts, "halving", **options)[0] == outcomes
