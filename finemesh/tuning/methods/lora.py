@@ -54,7 +54,7 @@ class Lora(AdapterMethod):
             return super().trainable(model, point, context)
         targets, excluded = self._targets(model, point["layers"]), tuple(self._excluded(model))
         layers = [layer for name, layer in linear_layers(model, "all").items() if not name.endswith(excluded)
-                  and (targets == "all-linear" or re.fullmatch(targets, name))]
+                  and (not isinstance(targets, str) or targets == "all-linear" or re.fullmatch(targets, name))]
         increments = int(point["rank"]) * sum(sum(layer.weight.shape) for layer in layers)
         lengths = sum(layer.weight.shape[isinstance(layer, Conv1D)] for layer in layers) if point["variant"] == "dora" else 0
         return increments + lengths + new_parameters(model, context)
