@@ -62,8 +62,8 @@ class Outcome:
 
     `peak_memory_mb` is what the trial added to `base_memory_mb`, the worker with its model loaded.
     `constraints` holds value - bound (bound - value for SCORES): at most 0 is feasible. A pruned trial went `steps` of the
-    full length; without an error it may go on, with one it was surely no leader, and its loss is estimated where not every
-    row was looked at. Its constraints are those of a whole trial, as far as it tells of one (constraints.py).
+    full length; without an error it may go on, with one it was surely no leader or would break a bound, and its loss is
+    estimated where not every row was looked at. Its constraints are a whole trial's, as far as it tells (constraints.py).
     """
 
     number: int

@@ -74,3 +74,10 @@ class Server:
         """At once, as if the machine were switched off."""
         self._server.send_signal(signal.SIGQUIT)
         self._server.wait(30)
+
+    def only_read(self, on: bool) -> None:
+        """Whether nobody may write, as on a server that follows another one. All are cut off, and may connect again."""
+        with psycopg.connect(self.url, autocommit=True, options="-c default_transaction_read_only=off") as connection:
+            connection.execute(f"ALTER DATABASE postgres SET default_transaction_read_only = {'on' if on else 'off'}")
+            connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() "
+                               "AND backend_type = 'client backend'")

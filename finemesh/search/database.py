@@ -3,6 +3,7 @@
 A search that loses its database in the middle goes on as one that was killed does: by reading the store anew.
 """
 
+import math
 import re
 import time
 from collections.abc import Callable
@@ -16,6 +17,8 @@ from finemesh.errors import InputError
 
 PATIENCE = 600.0  # seconds after which a database counts as gone for good
 LOOK_EVERY = 2.0  # seconds
+SOON = 60.0  # seconds: what failed to be written is written again at once
+READ_ONLY = "25006"  # the SQL state of a write to a server that may only be read
 LONG = 4  # characters of a password that no other word of a message holds
 CONNECTION = {"connect_timeout": "10", "keepalives_idle": "30", "keepalives_interval": "10", "keepalives_count": "3",
               "tcp_user_timeout": "60000"}  # libpq's: a server whose machine vanished is noticed within a minute
@@ -58,9 +61,10 @@ def check(storage: str) -> None:
 
 
 def gone(error: Exception) -> bool:
-    """Whether the connection is what failed."""
+    """Whether it is the server that failed: it is away, its disk is full, or it may only be read, as after a failover."""
     cause = error.__cause__ if isinstance(error, StorageInternalError) else error
-    return isinstance(cause, OperationalError | InterfaceError)
+    read_only = getattr(getattr(cause, "orig", None), "sqlstate", None) == READ_ONLY
+    return read_only or isinstance(cause, OperationalError | InterfaceError)
 
 
 def reason(error: BaseException, storage: str) -> str:
@@ -76,19 +80,39 @@ def reason(error: BaseException, storage: str) -> str:
     return said.rstrip(".")
 
 
-def wait_for(storage: str, error: Exception, folder: Path, pause: Callable[[float], None], say: Callable[[str], None]) -> None:
-    """Until the database answers again. InputError if it does not within PATIENCE seconds."""
-    name, began = without_password(storage), time.monotonic()
-    say(f"The database {name} does not answer ({reason(error, storage)}). Trials that are under way go on; waiting for it, "
-        f"{PATIENCE / 60:.0f} minutes at most.")
-    while True:
-        pause(LOOK_EVERY)
-        try:
-            check(storage)
-        except InputError as still:
-            if time.monotonic() - began > PATIENCE:
-                raise InputError(f"{still}\nIt was away for {PATIENCE / 60:.0f} minutes. Nothing is lost: what has ended is in "
-                                 f"{folder}. Start the same command again when the database is back.") from error
-        else:
-            say(f"The database {name} answers again after {time.monotonic() - began:.0f} seconds; the search goes on.")
-            return
+class Patience:
+    """That of one search with its database. A failure within SOON seconds of the last answer, before any further trial was
+    told, is the same one, going on: a server that answers and refuses to work, as one with a full disk does, is waited for no
+    longer than one that is away."""
+
+    def __init__(self, storage: str, folder: Path, pause: Callable[[float], None], say: Callable[[str], None]) -> None:
+        self._storage, self._name, self._folder = storage, without_password(storage), folder
+        self._pause, self._say = pause, say
+        self._began, self._answered, self._failures, self._told = 0.0, -math.inf, 0, 0
+
+    def wait(self, error: Exception, told: int) -> None:
+        """Until the database answers again; `told` trials it knows to be over. InputError once it has failed for PATIENCE
+        seconds."""
+        why = reason(error, self._storage)
+        refusal = f"storage: the database {self._name} answers and refuses to work: {why}. Make room, or mend the address."
+        if told > self._told or time.monotonic() - self._answered > SOON:
+            self._began, self._failures, self._told = time.monotonic(), 0, max(told, self._told)
+            self._say(f"The database {self._name} cannot be used ({why}). Trials that are under way go on; waiting for it, "
+                      f"{PATIENCE / 60:.0f} minutes at most.")
+        elif self._failures == 1:
+            self._say(f"The database {self._name} answers and refuses to work ({why}); still waiting for it.")
+        self._failures += 1
+        while time.monotonic() - self._began <= PATIENCE:
+            self._pause(LOOK_EVERY)
+            try:
+                check(self._storage)
+            except InputError as unreachable:
+                refusal = str(unreachable)
+            else:
+                self._answered = time.monotonic()
+                if self._failures == 1:
+                    self._say(f"The database {self._name} answers again after {self._answered - self._began:.0f} seconds; "
+                              "the search goes on.")
+                return
+        raise InputError(f"{refusal}\nIt could not be used for {PATIENCE / 60:.0f} minutes. Nothing is lost: what has ended is "
+                         f"in {self._folder}. Start the same command again when the database is back.") from error

@@ -22,7 +22,7 @@ from finemesh.objectives import LOSS
 from finemesh.run import RunFolder
 from finemesh.search.board import Board
 from finemesh.search.budget import SAVED_EVERY, Budget, Clock
-from finemesh.search.database import gone, wait_for
+from finemesh.search.database import Patience, gone
 from finemesh.search.executors.base import Executor
 from finemesh.search.fidelities import FIDELITIES, Fidelity, History, Start
 from finemesh.search.foresight import Count, Foresight
@@ -58,21 +58,24 @@ def run_search(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     observer, rule = observer or Nobody(), fidelity or FIDELITIES["full"](steps, None, 1)
     jobs, spare = Jobs(executor, observer, Board(run)), copy.deepcopy(sampler) if storage else sampler
+    patience = Patience(storage, run.path, jobs.pause, observer.message) if storage else None
+    search: Search | None = None
     observer.phase("search", budget.trials)
     while True:
         try:
             with full_disk(run.path), opened(storage or f"sqlite:///{run.study}", run.study_name(storage), sampler,
                                              objectives, alone=storage is None) as study:
-                return Search(space, study, budget, jobs, run, observer, seed=seed, steps=steps, in_flight=in_flight,
-                              constraints=dict(constraints or {}), reproducible=reproducible, first=first, earlier=earlier,
-                              objectives=objectives, fidelity=rule.knowing(len(first)),
-                              foresight=Foresight(constraints or {}, space, count, steps)).run()
+                search = Search(space, study, budget, jobs, run, observer, seed=seed, steps=steps, in_flight=in_flight,
+                                constraints=dict(constraints or {}), reproducible=reproducible, first=first, earlier=earlier,
+                                objectives=objectives, fidelity=rule.knowing(len(first)),
+                                foresight=Foresight(constraints or {}, space, count, steps))
+                return search.run()
         except (StorageInternalError, SQLAlchemyError) as error:
-            if storage is None:
+            if patience is None:
                 raise storage_error(error, run.study) from error
             if not gone(error):
                 raise
-            wait_for(storage, error, run.path, jobs.pause, observer.message)
+            patience.wait(error, len(search.told) if search else 0)
             sampler = copy.deepcopy(spare)  # as in a new process: what it heard may not have been stored
 
 
@@ -96,7 +99,7 @@ class Search:
         inside = [(method, space.nearest(method, point)) for method, point in first]
         self._first = [space.stored(method, point) for method, point in inside]
         self._transfer = Transfer(earlier, space, {space.key(*pair) for pair in inside}, self._history.forecast)
-        self._told: dict[int, Outcome] = {}
+        self.told: dict[int, Outcome] = {}
         self._flight: dict[int, Trial] = {}
         self._ended: dict[int, Outcome] = {}  # not told yet
         self._originals: dict[str, int] = {}  # key of a point -> the trial that runs it
@@ -121,7 +124,7 @@ class Search:
             why = "known already or surely infeasible" if self._unstarted else "known already"
             self._observer.message(f"The space is exhausted: {EXHAUSTED} points in a row were {why}. "
                                    f"The search ends after {self._run_points} trials.")
-        return [self._told[number] for number in sorted(self._told)]
+        return [self.told[number] for number in sorted(self.told)]
 
     def _resume(self) -> None:
         """What the store knows as finished is read; what it knows as running keeps its number and its point."""
@@ -132,7 +135,7 @@ class Search:
                 if outcome is None:
                     raise InputError(f"{self._folder.trial(trial.number)} has no outcome.json, but the store knows "
                                      "this trial as finished: put the folder back, or choose another --out")
-                self._told[trial.number] = outcome
+                self.told[trial.number] = outcome
                 if self._note(trial.number, outcome.method, outcome.hyperparameters, outcome.continues) is None:
                     self._begin(outcome)
                     self._hear(outcome)
@@ -143,7 +146,7 @@ class Search:
 
     @property
     def _next(self) -> int:
-        return len(self._told) + len(self._flight)
+        return len(self.told) + len(self._flight)
 
     def _may_ask(self) -> bool:
         """A trial is in flight until it is told, which (unless `reproducible` is off) is in order."""
@@ -168,7 +171,7 @@ class Search:
         begun = number - len(self._history.successors)
         if not self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
             if self._start and self._start.continues is not None:
-                former = self._told[self._start.continues]
+                former = self.told[self._start.continues]
                 self._study.enqueue_trial(self._space.stored(former.method, former.hyperparameters),
                                           user_attrs={CONTINUES: former.number})
             elif begun < len(self._first):
@@ -273,7 +276,7 @@ class Search:
         original = self._copies.get(number)
         if original is None:
             return self._ended.get(number)
-        known = self._told.get(original) or self._ended.get(original)
+        known = self.told.get(original) or self._ended.get(original)
         return known and known.renumbered(number, duplicate_of=original)
 
     def _tell(self, number: int, outcome: Outcome) -> None:
@@ -287,7 +290,7 @@ class Search:
             for former in self._history.resting - self._fidelity.kept(self._history):
                 self._history.resting.discard(former)
                 self._folder.forget_checkpoint(former)
-        self._told[number] = outcome
+        self.told[number] = outcome
         self._ended.pop(number, None)
         self._copies.pop(number, None)
         self._observer.ended(outcome)

@@ -50,7 +50,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class CurveLine:
-    """One line of curve.jsonl; `train_loss` is that update's, `validation_loss` the one after it."""
+    """One line of curve.jsonl; `train_loss` is that update's, `validation_loss` the one after it; `validation_seconds` are
+    those since the line before that went into it."""
 
     step: int
     trained_tokens: int
@@ -58,6 +59,7 @@ class CurveLine:
     train_loss: float | None
     validation_loss: float | None
     learning_rate: float
+    validation_seconds: float = 0.0
 
 
 @dataclass
@@ -87,13 +89,13 @@ def fine_tune(tuned: nn.Module, method: Method, point: Point, rows: Sequence[Enc
     """
     run = _Run(tuned, method, point, plan, accelerator, folder, report, peak_memory_mb, rows, preparation_seconds)
     if not method.trains:
-        run.record(0, None, validate(), 0.0)
+        run.record(0, None, run.timed(validate), 0.0)
         return run.progress
     optimizer = method.optimizer(tuned, point)
     peak_rates = [group["lr"] for group in optimizer.param_groups]
     schedule = run.continue_from_checkpoint(optimizer)
     if run.progress.step == 0 and not run.progress.curve:
-        run.record(0, None, validate(), 0.0)
+        run.record(0, None, run.timed(validate), 0.0)
     batches = training_batches([len(row.input_ids) for row in rows], plan.batch_size, plan.seed, start=run.progress.step)
     tuned.train()
     for step in range(run.progress.step, plan.steps):
@@ -101,7 +103,7 @@ def fine_tune(tuned: nn.Module, method: Method, point: Point, rows: Sequence[Enc
             group["lr"] = rate * schedule.factor(step)
         batch = [rows[i] for i in next(batches)]
         loss = run.update(optimizer, batch)
-        loss_after = validate() if plan.validates(step + 1) else None
+        loss_after = run.timed(validate) if plan.validates(step + 1) else None
         run.progress.trained_tokens += sum(len(row.input_ids) for row in batch)
         run.record(step + 1, loss, loss_after, optimizer.param_groups[0]["lr"])
         run.save_now_and_then(optimizer, schedule)
@@ -114,17 +116,15 @@ def fine_tune(tuned: nn.Module, method: Method, point: Point, rows: Sequence[Enc
 def whole_seconds(folder: Path, plan: Plan) -> float:
     """What a run of the plan's horizon would take, by the curve in the folder: a step and a validation cost what they have.
 
-    A trial that ends early is validated more often for its steps: its time does not grow in proportion to them.
+    A trial that ends early is validated more often for its steps, so its time does not grow in proportion to them; its first
+    step warms up.
     """
     lines = [json.loads(line) for line in (folder / "curve.jsonl").read_text(encoding="utf-8").splitlines()]
-    taken = [(after["seconds"] - before["seconds"], after["validation_loss"] is not None) for before, after in pairwise(lines)]
-    bare = [seconds for seconds, validated in taken if not validated] or [seconds for seconds, _ in taken]
-    with_validation = [seconds for seconds, validated in taken if validated] or bare
-    step, whole = fmean(bare), replace(plan, steps=plan.horizon)
-    ahead = range(lines[-1]["step"] + 1, plan.horizon + 1)
-    validations = sum(whole.validates(number) for number in ahead)
+    steps = [after["seconds"] - before["seconds"] - after["validation_seconds"] for before, after in pairwise(lines)]
+    validations = [line["validation_seconds"] for line in lines[1:] if line["validation_loss"] is not None]
+    whole, ahead = replace(plan, steps=plan.horizon), range(lines[-1]["step"] + 1, plan.horizon + 1)
     seconds: float = lines[-1]["seconds"]
-    return seconds + len(ahead) * step + validations * max(0.0, fmean(with_validation) - step)
+    return seconds + len(ahead) * fmean(steps[1:] or steps) + sum(map(whole.validates, ahead)) * fmean(validations)
 
 
 class _Run:
@@ -142,6 +142,7 @@ class _Run:
         self.progress = Progress(trained_tokens=method.calibration_tokens(tuned), seconds=preparation_seconds, curve=[])
         (folder / "curve.jsonl").write_text("", encoding="utf-8")
         self._clock = time.monotonic()
+        self._validating = 0.0  # seconds, since the last line
         self._saved = preparation_seconds  # progress.seconds at the last checkpoint
         self._saving = 0.0  # seconds that it took
 
@@ -168,6 +169,12 @@ class _Run:
         optimizer.zero_grad(set_to_none=True)
         return mean
 
+    def timed(self, validate: Callable[[], float]) -> float:
+        start = time.monotonic()
+        loss = validate()
+        self._validating += time.monotonic() - start
+        return loss
+
     def record(self, step: int, train_loss: float | None, validation_loss: float | None, rate: float) -> None:
         now = time.monotonic()
         progress = self.progress
@@ -175,7 +182,9 @@ class _Run:
         self._clock = now
         progress.step = step
         progress.peak_memory_mb = max(progress.peak_memory_mb, self.peak_memory_mb())
-        line = CurveLine(step, progress.trained_tokens, round(progress.seconds, 3), train_loss, validation_loss, rate)
+        line = CurveLine(step, progress.trained_tokens, round(progress.seconds, 3), train_loss, validation_loss, rate,
+                         round(self._validating, 3))
+        self._validating = 0.0
         assert progress.curve is not None
         progress.curve.append(line)
         with open(self.folder / "curve.jsonl", "a", encoding="utf-8") as file:

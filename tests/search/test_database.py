@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import InternalError, OperationalError
 from sqlalchemy.orm import Session
 
 from finemesh.errors import InputError
@@ -56,7 +56,7 @@ def test_a_database_that_goes_away_is_waited_for(fake: SimpleNamespace, tmp_path
 
         def message(self, text: str) -> None:
             super().message(text)
-            if "does not answer" in text:
+            if "cannot be used" in text:
                 server.start()
 
     watcher = Saboteur()
@@ -66,7 +66,7 @@ def test_a_database_that_goes_away_is_waited_for(fake: SimpleNamespace, tmp_path
     assert [job.number for job in watcher.jobs] == list(range(7))
     said = "\n".join(watcher.messages)
     assert len(watcher.messages) == 4
-    assert "does not answer" in said
+    assert "cannot be used" in said
     assert "answers again" in said
     assert PASSWORD not in said
 
@@ -108,6 +108,61 @@ def test_connections_that_fail_at_any_moment_change_nothing(fake: SimpleNamespac
     assert fake.points(outcomes) == whole
     assert steps(tmp_path) == [["0", "1"]] * 7
     assert {"before", "after"} <= set(failures)
+
+
+class Refusal(Exception):
+    """As psycopg's errors."""
+
+    def __init__(self, sqlstate: str, message: str) -> None:
+        super().__init__(message)
+        self.sqlstate = sqlstate
+
+
+FULL = OperationalError("INSERT", {}, Refusal("53100", 'could not extend file "base/5/1": No space left on device'))
+FOLLOWER = InternalError("INSERT", {}, Refusal("25006", "cannot execute INSERT in a read-only transaction"))
+
+
+@pytest.mark.parametrize("error", [FULL, FOLLOWER])
+def test_a_database_that_answers_and_refuses_to_write_is_waited_for_no_longer_than_one_that_is_away(
+        fake: SimpleNamespace, tmp_path: Path, whole: Any, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    commit, watcher = Session.commit, fake.Watcher()
+
+    def refusing(session: Session) -> None:
+        """From the second trial on."""
+        if len(RunFolder(tmp_path).outcomes()) > 1:
+            raise error
+        commit(session)
+
+    storage = f"sqlite:///{tmp_path}/server.db"
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "commit", refusing)
+        patch.setattr(database, "PATIENCE", 0.5)
+        with pytest.raises(InputError, match=r"(?s)answers and refuses to work: (could not|cannot).*Nothing is lost"):
+            fake.search(tmp_path, 7, workers=2, script=SCRIPT, storage=storage, observer=watcher)
+    assert [text.split(f"{storage} ")[1].split(" (")[0] for text in watcher.messages] == [
+        "cannot be used", "answers again after 0 seconds; the search goes on.", "answers and refuses to work"]
+    assert fake.points(fake.search(tmp_path, 7, workers=2, script=SCRIPT, storage=storage)) == whole
+
+
+def test_a_server_that_may_only_be_read_is_waited_for(fake: SimpleNamespace, tmp_path: Path, server: Server,
+                                                      whole: Any) -> None:
+    """For a while, as after a failover."""
+
+    class Saboteur(fake.Watcher):
+        def ended(self, outcome: Any) -> None:
+            super().ended(outcome)
+            if outcome.number == 1:
+                server.only_read(True)
+
+        def message(self, text: str) -> None:
+            super().message(text)
+            if "cannot be used (cannot execute" in text:
+                server.only_read(False)
+
+    watcher = Saboteur()
+    outcomes = fake.search(tmp_path, 7, workers=2, script=SCRIPT, storage=server.url, observer=watcher)
+    assert fake.points(outcomes) == whole
+    assert any("cannot be used (cannot execute" in text for text in watcher.messages)
 
 
 def refused(storage: Callable[[Server], str], *words: str) -> Any:

@@ -20,14 +20,14 @@ LORA = METHODS["lora"]
 POINT = {"variant": "lora", "rank": 4, "alpha_over_rank": 2.0, "dropout": 0.0, "layers": "all", "learning_rate": 1e-2}
 
 
-def tune(folder, steps=4, horizon=4, point=POINT, report=lambda line: None, preparation_seconds=0.0, **changes):
+def tune(folder, steps=4, horizon=4, point=POINT, report=lambda line: None, validate=None, preparation_seconds=0.0, **changes):
     folder.mkdir(exist_ok=True)
     model, context = tiny.case("llama", "instruct")
     torch.manual_seed(0)
     tuned = LORA.prepare(model, point, context)
     plan = Plan("instruct", steps, horizon, 8, 0, 0, **changes)
     progress = fine_tune(tuned, LORA, point, context.encoded, plan, Accelerator(cpu=True),
-                         lambda: evaluate(tuned, context.encoded, "instruct", 0).loss, folder, report=report,
+                         validate or (lambda: evaluate(tuned, context.encoded, "instruct", 0).loss), folder, report=report,
                          preparation_seconds=preparation_seconds)
     return tuned, progress
 
@@ -158,12 +158,22 @@ def test_validates_along_the_way_and_at_the_end():
 
 
 def test_a_short_run_s_validations_are_not_taken_for_the_whole_run_s_time(tmp_path):
-    """Six steps of a second and a validation of ten; the whole run validates at 18, 36 and 54."""
-    lines = [{"step": step, "seconds": float(step + 10 * (step == 6)), "validation_loss": 1.0 if step in (0, 6) else None}
-             for step in range(7)]
-    (tmp_path / "curve.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    """Six steps of a second, the first one of five, and a validation of ten; the whole run validates at 18, 36 and 54."""
+    lines = [{"step": step, "seconds": step + 4.0 * (step > 0) + 10 * (step == 6), "validation_loss": 1.0 if step in (0, 6) else
+              None, "validation_seconds": 10.0 * (step == 6)} for step in range(7)]
     plan = Plan("instruct", 6, 54, 8, 0, 0, validations=3)
-    assert whole_seconds(tmp_path, plan) == pytest.approx(54 + 10 + 3 * 10)
-    (tmp_path / "curve.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [
-        lines[0], {"step": 1, "seconds": 11.0, "validation_loss": 1.0}]))
-    assert whole_seconds(tmp_path, replace(plan, steps=1, horizon=3, validations=3)) == pytest.approx(33)
+    (tmp_path / "curve.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert whole_seconds(tmp_path, plan) == pytest.approx(4 + 54 + 10 + 3 * 10)
+    alone = lines[1] | {"validation_loss": 1.0}
+    (tmp_path / "curve.jsonl").write_text(f"{json.dumps(lines[0])}\n{json.dumps(alone)}\n")
+    assert whole_seconds(tmp_path, plan) == pytest.approx(54 * 5)
+
+
+def test_the_seconds_of_a_validation_are_told_apart(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(training.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(training.Plan, "validates", lambda plan, step: clock.__setitem__(0, clock[0] + 1) or step == 4)
+    tune(tmp_path, validate=lambda: clock.__setitem__(0, clock[0] + 7) or 1.0)
+    lines = [json.loads(line) for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
+    assert [line["seconds"] for line in lines] == [7, 8, 9, 10, 18]
+    assert [line["validation_seconds"] for line in lines] == [7, 0, 0, 0, 7]
