@@ -160,7 +160,7 @@ class Record:
         return losses_along(self.curves.get(outcome.number, ())) | last
 
     def _breaks(self, method: str) -> str | None:
-        """References run without constraints, to be compared with; which one theirs break."""
+        """References that break a bound on their size or score are measured all the same, to be compared with; which one."""
         bounds = SearchConfig(constraints=self.settings.get("constraints") or {}).bounds
         for outcome in self.references.get(method, ()):
             excesses = violations(outcome, bounds)
@@ -178,7 +178,7 @@ class Record:
         known = (self.finish.get("reference") or {}).items()
         for method, result in sorted(known, key=lambda pair: -(pair[1].get("loss") or float("inf"))):
             text, breaks = words.settings(result.get("hyperparameters", {})), self._breaks(method)
-            text += "" if breaks is None else f"; no winner, as {breaks}"
+            text += f"; no winner, as {breaks}" if breaks and result.get("loss") is not None else ""
             rows.append(Row(f"{method}, reference settings", "reference", method, text, result, breaks))
         if self.winner is not None:
             text = words.settings(self.winner.get("hyperparameters", {}))

@@ -2,8 +2,8 @@
 
 The two leaders that are hardest to tell apart are repeated once more (the top-two rule of D. Russo, "Simple Bayesian
 algorithms for best-arm identification", 2020). Each method's reference settings run on the same seeds with the same steps,
-and the untuned model is measured beside them. What is done is kept: a finish that was stopped goes on, and no run is
-measured on the test split twice.
+and the untuned model is measured beside them; a reference that takes more time or memory than allowed is stopped there. What is
+done is kept: a finish that was stopped goes on, and no run is measured on the test split twice.
 """
 
 import math
@@ -28,6 +28,7 @@ from finemesh.search.verdict import answered, tested
 from finemesh.trial import Job, Outcome, write_outcome
 
 LEADERS = 3
+COSTS = ("seconds", "peak_memory_mb")  # bounds at which reference settings are stopped, too
 WINNER = "winner"
 
 
@@ -75,6 +76,7 @@ def finish(
         document = {
             "untuned": results["untuned"],
             "reference": {method: results[method] | {"hyperparameters": dict(point), "seeds": _seeds(plan.measured[method])}
+                          | _why_unmeasured([ended[job.folder] for job in plan.measured[method]])
                           for method, point in references.items()},
             "winner": results[WINNER] | {"number": winner, "method": ended[best].method, "seeds": _seeds(plan.leading[winner]),
                                          "hyperparameters": dict(ended[best].hyperparameters),
@@ -125,7 +127,8 @@ def _plan(candidates: Sequence[Outcome], references: Mapping[str, Mapping[str, A
     leading = {leader.number: [Job(leader.number, leader.method, leader.hyperparameters, seed, steps,
                                    run.repeat(leader.number, index), dict(constraints))
                                for index, seed in enumerate(seeds, 1)] for leader in candidates}
-    referring = {method: [Job(-place * len(seeds) - index, method, point, seed, steps, run.reference(method, index))
+    costs = {name: bound for name, bound in constraints.items() if name in COSTS}
+    referring = {method: [Job(-place * len(seeds) - index, method, point, seed, steps, run.reference(method, index), costs)
                           for index, seed in enumerate(seeds, 1)]
                  for place, (method, point) in enumerate(references.items())}
     numbers = {space.key(leader.method, leader.hyperparameters): leader.number for leader in candidates}
@@ -197,6 +200,14 @@ def _why_again(first: Standing, rival: Standing) -> str:
 
 def _seeds(jobs: Sequence[Job]) -> list[int]:
     return [job.seed for job in jobs]
+
+
+def _why_unmeasured(runs: Sequence[Outcome]) -> dict[str, Any]:
+    """What to say of reference settings of which no run was whole."""
+    if any(outcome.state == "complete" for outcome in runs):
+        return {}
+    stopped = "stopped: " if runs[0].state == "infeasible" else ""
+    return {"error": f"{stopped}{runs[0].error or runs[0].state}"}
 
 
 def _summary(outcome: Outcome) -> dict[str, Any]:

@@ -60,6 +60,8 @@ class Jobs:
                 self._observer.progress(job.number, event.content)
             elif event.kind == "retried":
                 self._observer.message(f"{job.folder.name}: {event.content}\nIt goes on in another one.")
+            elif event.kind == "waiting":
+                self._observer.message(event.content)
             else:
                 del self._running[event.id]
                 ended.append((job, _outcome(job, event)))

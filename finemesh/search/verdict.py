@@ -61,7 +61,7 @@ def _replies(executor: Executor, count: int) -> list[tuple[int, dict[str, Any]]]
             if event.kind == "result":
                 content = event.content
                 replies.append((event.id, content if isinstance(content, dict) else {"answers": content}))
-            elif event.kind not in ("progress", "retried"):
+            elif event.kind not in ("progress", "retried", "waiting"):
                 replies.append((event.id, {"error": str(event.content)}))
     return replies
 

@@ -237,6 +237,24 @@ def test_reference_settings_that_break_a_constraint_are_no_advice(make_run: Make
     assert "best reference settings (head" not in text
 
 
+def test_reference_settings_that_were_stopped_are_shown_with_the_reason(make_run: Make) -> None:
+    run = make_run()
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["search"]["constraints"] = {"minutes": 1}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    finish = json.loads((run / "finish.json").read_text())
+    stopped = {"loss": None, "low": None, "high": None, "metrics": {}, "error": "stopped: seconds is 61, more than 60"}
+    finish["reference"]["full"] = stopped | {"hyperparameters": {"learning_rate": 2e-5}}
+    write_json(run / "finish.json", finish)
+    for file in run.glob("reference/full-*/outcome.json"):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"state": "infeasible", "seconds": 61.0}))
+    text = " ".join(printed(print_summary, run, 120).split())
+    assert "stopped: seconds is 61, more than 60" in " ".join(write_report(run).read_text().split())
+    assert "full, reference settings" in text
+    assert "seconds is 61" in text
+    assert "no winner" not in text
+
+
 def test_a_search_that_started_nothing_says_so(make_run: Make) -> None:
     run = make_run(trials=0, finished=False)
     for number in range(3):

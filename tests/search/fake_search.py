@@ -143,7 +143,8 @@ def search(folder: Path, trials: int, *, workers: int = 1, space: Space = SPACE,
                               in_flight=in_flight or workers, observer=observer, objectives=objectives, **options)
         if finishing:
             finish(outcomes, REFERENCES, space, workplace, run, seed=0, steps=steps, repeats=2, observer=observer,
-                   answers=2, rows={"test": 40}, extra=extra, objectives=objectives)
+                   answers=2, rows={"test": 40}, extra=extra, objectives=objectives,
+                   constraints=options.get("constraints"))
     return outcomes
 
 

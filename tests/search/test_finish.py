@@ -135,6 +135,17 @@ def test_of_several_objectives_the_leaders_are_those_of_the_front_and_a_stop_cha
     assert document["winner"]["number"] == best[0].number == leaders(whole)[0].number
 
 
+def test_references_that_take_more_than_allowed_are_stopped_and_said_to_be(fake: SimpleNamespace, tmp_path: Path) -> None:
+    """A bound on their size stops none of them: how much it costs is worth knowing."""
+    watcher = fake.Watcher()
+    document = finished(fake, tmp_path, observer=watcher, script={"infeasible": [-1, -2], "fail": [-3]},
+                        constraints={"seconds": 60.0, "peak_memory_mb": 900.0, "adapter_mb": 5.0, "accuracy": 0.5})
+    assert [job.constraints for job in watcher.jobs if job.number < 0] == [{"seconds": 60.0, "peak_memory_mb": 900.0}] * 4
+    stopped, half = document["reference"]["lora"], document["reference"]["full"]
+    assert (stopped["loss"], stopped["error"]) == (None, "stopped: too many")
+    assert (half["loss"] is not None, half.get("error")) == (True, None)  # one of its seeds went through
+
+
 def test_more_trials_make_another_finish(fake: SimpleNamespace, tmp_path: Path) -> None:
     whole = finished(fake, tmp_path / "whole", 9)
     finished(fake, tmp_path / "run", 6)
@@ -175,7 +186,7 @@ def test_what_cannot_be_measured_is_null_with_the_reason(fake: SimpleNamespace, 
 
 def test_a_reference_that_fails_is_said(fake: SimpleNamespace, tmp_path: Path) -> None:
     document = finished(fake, tmp_path, script={"fail": [-1, -2]})
-    assert document["reference"]["lora"]["error"] == "no run succeeded"
+    assert document["reference"]["lora"]["error"] == "ValueError: NaN"
     assert document["reference"]["full"]["loss"] > 0
 
 

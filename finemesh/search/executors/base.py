@@ -12,11 +12,12 @@ class Event:
     """What became of request `id`.
 
     progress and result carry what the worker sent, error its exception as text. `retried`: its worker died and it runs
-    once more. died and out_of_memory: it died again; the content says how, with the last lines of the log.
+    once more. `waiting`: no machine has room for its worker; the content says why, once. died and out_of_memory: it died
+    again; the content says how, with the last lines of the log.
     """
 
     id: int
-    kind: Literal["progress", "result", "error", "retried", "died", "out_of_memory"]
+    kind: Literal["progress", "result", "error", "retried", "waiting", "died", "out_of_memory"]
     content: Any
 
 

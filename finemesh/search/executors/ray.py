@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from finemesh.errors import InputError
-from finemesh.search.executors.base import Worker
+from finemesh.search.executors.base import Event, Worker
 from finemesh.search.executors.pool import Inbox, Pool
 from finemesh.search.executors.process import WorkerProcess
 
+ROOM_AFTER = 60.0  # seconds without a worker after which the nodes are looked at
 LISTENS = 10.0  # seconds that an actor waits for its process to say something before it says that it has not
 MEMORY_MB = 1e6  # bytes
 T = TypeVar("T")
@@ -36,8 +37,10 @@ class RayExecutor(Pool):
                  memory_mb: float | None = None) -> None:
         super().__init__(workers, patience)
         self._ray, self._ours = connected(address or os.environ.get("RAY_ADDRESS") or "auto")
+        self._wanted = {"CPU": cpus, "GPU": gpus, "memory": (memory_mb or 0) * MEMORY_MB}
+        self._worked, self._said = time.monotonic(), False  # when a worker was last there; that there is no room
         try:
-            _check_room(self._ray.nodes(), {"CPU": cpus, "GPU": gpus, "memory": (memory_mb or 0) * MEMORY_MB})
+            _check_room(self._ray.nodes(), self._wanted)
         except InputError:
             self.close()
             raise
@@ -45,6 +48,21 @@ class RayExecutor(Pool):
         self._actor = self._ray.remote(Host).options(
             num_cpus=cpus, num_gpus=gpus, memory=memory_mb and int(memory_mb * MEMORY_MB), max_concurrency=2,
             max_restarts=0)
+
+    def wait(self, timeout: float | None = None) -> list[Event]:
+        return self._without_room() or super().wait(timeout)
+
+    def _without_room(self) -> list[Event]:
+        """Whose worker waits because no node is large enough any more: Ray says nothing of that."""
+        if not self._waiting or any(worker and worker.ready for worker in self._slots):
+            self._worked, self._said = time.monotonic(), False
+        elif not self._said and time.monotonic() - self._worked > ROOM_AFTER:
+            try:
+                _check_room(self._ray.nodes(), self._wanted)
+            except InputError as lack:
+                self._said = True
+                return [Event(self._waiting[0].id, "waiting", f"{lack} Trials wait for such a node.")]
+        return []
 
     def _start(self, index: int) -> Worker:
         actor = self._actor.remote(self._command, self._environment, str(self._logs / f"worker-{index}.log"))

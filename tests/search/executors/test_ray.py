@@ -2,6 +2,7 @@
 
 import queue
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import pytest
 
 from finemesh.errors import InputError
 from finemesh.search.executors import EXECUTORS, process
+from finemesh.search.executors import ray as module
 from finemesh.search.executors.ray import Host, RayWorker
 from finemesh.trial import Job
 
@@ -92,3 +94,29 @@ def test_this_end_tells_a_lost_node_from_a_dead_process(end: Any, lost: bool, ou
 def test_no_cluster_at_the_address(tmp_path: Path, address: str) -> None:
     with pytest.raises(InputError, match=rf"ray.address: no cluster answers at {address} .*Start one \(ray start --head\)"):
         EXECUTORS["ray"]([sys.executable], 1, logs=tmp_path / "logs", address=address)
+
+
+def test_that_no_node_has_room_any_more_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The actor is never placed: Ray waits for a node in silence."""
+    nodes = [{"Alive": True, "Resources": {"CPU": 4.0}}, {"Alive": True, "Resources": {"CPU": 1.0}}]
+    killed = threading.Event()
+
+    def get(reference: None) -> None:
+        killed.wait(10)
+        raise ActorDied(False)
+
+    actor = SimpleNamespace(listen=SimpleNamespace(remote=lambda: None))
+    ray: Any = SimpleNamespace(
+        nodes=lambda: nodes, get=get, kill=lambda actor: killed.set(),
+        exceptions=SimpleNamespace(ActorUnavailableError=Unavailable, OutOfMemoryError=OutOfMemory),
+        remote=lambda host: SimpleNamespace(options=lambda **wanted: SimpleNamespace(remote=lambda *arguments: actor)))
+    monkeypatch.setattr(module, "connected", lambda address: (ray, False))
+    monkeypatch.setattr(module, "ROOM_AFTER", 0.02)
+    with EXECUTORS["ray"]([sys.executable], 1, logs=tmp_path / "logs", cpus=4) as executor:
+        executor.submit("tune", job(tmp_path))
+        assert executor.wait(0.05) == executor.wait(0.01) == []  # the cluster is busy, or grows
+        nodes[0]["Alive"] = False
+        [event] = executor.wait(0.01)
+        assert event.kind == "waiting"
+        assert "ray.cpus 4: no node of the cluster has this much for a trial. Nodes have: cpus 1" in event.content
+        assert executor.wait(0.05) == []
