@@ -20,15 +20,13 @@ from finemesh.handover import hand_over
 from finemesh.preparation import (
     Study,
     earlier_points,
-    model_of,
     prepare,
     prepared_task,
-    read_asked,
-    read_data,
     refuse_point,
     searched_space,
     whole_space,
 )
+from finemesh.reading import model_of, read_asked, read_data
 from finemesh.results.report import write_report
 from finemesh.results.summary import status as read_status
 from finemesh.run import RunFolder, process_name

@@ -8,7 +8,7 @@ from typing import Any
 
 from finemesh.config import Config
 from finemesh.disk import full_disk
-from finemesh.preparation import read_summary
+from finemesh.reading import read_summary
 from finemesh.results.card import write_card
 from finemesh.results.report import write_report
 from finemesh.run import RunFolder

@@ -4,8 +4,7 @@ All that the user can have got wrong is found here, before anything is spent. Wh
 precision, threads) is read back from the run folder when the study goes on.
 """
 
-import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from heapq import nlargest
 from pathlib import Path
@@ -15,33 +14,26 @@ import torch
 from transformers import PreTrainedModel
 
 from finemesh.config import Config
-from finemesh.data_config import DataConfig
 from finemesh.disk import full_disk
-from finemesh.errors import FieldError, InputError, nearest
+from finemesh.errors import FieldError, InputError
+from finemesh.reading import check_unchanged, contents, model_of, read_data
 from finemesh.run import RunFolder
 from finemesh.search.executors.ray import on_a_node
 from finemesh.search.space import Space
 from finemesh.search.transfer import Known, known_points, read_known, write_known
 from finemesh.trial import HIGHER_IS_BETTER, SCORES, read_json, write_json
 from finemesh.tuning.data.batches import encode_all
-from finemesh.tuning.data.examples import Example
-from finemesh.tuning.data.instructions import Template
-from finemesh.tuning.data.mixture import TaskSource, load_tasks
-from finemesh.tuning.data.questions import put_questions, read_instructions, read_questions
-from finemesh.tuning.data.split import NAMES, Splits, load, read_split, read_splits
+from finemesh.tuning.data.split import NAMES, Splits, read_splits
 from finemesh.tuning.kernels.decoder import FAMILIES, way_through
 from finemesh.tuning.machine import describe_machine, usable_cores
 from finemesh.tuning.methods import METHODS, Context
 from finemesh.tuning.models import (
     ModelSource,
-    check_task,
     context_length,
     context_of,
-    find_model,
     load_skeleton,
     load_tokenizer,
     quieten,
-    vocabulary_of,
 )
 from finemesh.tuning.precision import measure_precision
 from finemesh.tuning.task import Task
@@ -59,69 +51,6 @@ class Study:
     space: Space
     references: Mapping[str, Mapping[str, Any]]
     count: Callable[[str, Mapping[str, Any]], int]
-
-
-def model_of(config: Config) -> ModelSource:
-    with config.placed():
-        return find_model(config.model)
-
-
-def load_data(config: Config) -> Splits:
-    """The splits as the config's sources give them, without a look at the model."""
-    data = config.data
-    if not data.tasks:
-        assert data.train is not None
-        return load(data.train, data.validation, data.test, columns=data.columns, task=config.task)
-    return load_tasks(_tasks(data), data.held_out or (), float(data.validation), float(data.test))
-
-
-def read_asked(config: Config, data: str, task: Task, name: str | None) -> Sequence[Example]:
-    """The rows of a file as questions to the model of a run; with `name` as that one of data.tasks asks."""
-    tasks = _tasks(config.data)
-    if name is None and tasks:
-        return read_instructions(data, tasks)
-    if name is None:
-        rows = task.splits / "train.jsonl"  # not needed to ask, so it may be gone
-        trained = read_split(rows)[0] if rows.exists() else None
-        return read_questions(data, columns=config.data.columns, task=task.task, trained=trained)
-    if not tasks:
-        raise InputError(f"--task {name}: there are no data.tasks in this run, whose rows are taken as they are: leave it out")
-    if name not in tasks:
-        raise InputError(f"--task: there is no task {name} in this run.{nearest(name, tasks)}")
-    return put_questions(data, name, tasks[name])
-
-
-def _tasks(data: DataConfig) -> dict[str, TaskSource]:
-    return {name: TaskSource(task.train, [Template.read(text) for text in task.templates], data.clusters[name], task.cap,
-                             task.columns, task.labels) for name, task in (data.tasks or {}).items()}
-
-
-def read_data(config: Config, source: ModelSource) -> Splits:
-    """The splits of the config's data, without rows that the model would not score. InputError if none is left."""
-    data = config.data
-    kept: dict[str, Any] = {}
-    dropped = 0
-    with config.placed():
-        splits = load_data(config)
-        check_task(source, splits.task)
-        tokenizer = load_tokenizer(source)
-        for name in NAMES:
-            rows, lost = encode_all(splits[name], tokenizer, data.max_length, splits.task, labels=splits.labels, name=name)
-            kept[name], dropped = tuple(example for example, _ in rows), dropped + lost
-            highest, known = max(max(row.input_ids) for _, row in rows), vocabulary_of(source)
-            if highest >= known:
-                word = tokenizer.convert_ids_to_tokens(highest)
-                raise FieldError(f"the tokenizer of {source.name} writes token {highest} ({word!r}), and the model knows "
-                                 f"{known}: its embeddings were not enlarged for what was added. Get a tokenizer and a model "
-                                 "that belong together.", "model")
-            longest, room = max(len(row.input_ids) for _, row in rows), context_of(source)
-            if longest > room:
-                raise FieldError(f"a row of the {name} split has {longest} tokens, and the model takes {room}: give at most "
-                                 f"{room}, where longer rows are cut", "data", "max_length")
-    notes = splits.notes
-    if dropped:
-        notes += (f"{dropped} rows have no scored token within data.max_length {data.max_length} and were left out",)
-    return replace(splits, **kept, dropped=splits.dropped + dropped, notes=notes)
 
 
 def searched_space(config: Config, splits: Splits, source: ModelSource) -> Space:
@@ -211,12 +140,12 @@ def prepare(config: Config, run: RunFolder, here: int | None = None) -> Study:
     source = model_of(config)
     with full_disk(run.path):
         if (run.splits / "summary.json").exists():
-            _check_unchanged(config, run)
+            check_unchanged(config, run)
             splits = read_splits(run.splits)
         else:
             splits = read_data(config, source)
             splits.write(run.splits)
-            write_json(run.sources, _contents(config.data))
+            write_json(run.sources, contents(config.data))
         space = searched_space(config, splits, source)
         known = run.task.exists()
         task = prepared_task(config, run) if known else _task(config, run, source, splits, here or config.workers)
@@ -228,22 +157,6 @@ def prepare(config: Config, run: RunFolder, here: int | None = None) -> Study:
     with config.placed():
         _check_scores(config, splits)
     return Study(splits, task, space, references, _Fit.of(config, splits, source).trainable)
-
-
-def _contents(data: DataConfig) -> dict[str, str]:
-    """By field, the hash of the file that it names; hub data sets and packages have none."""
-    return {field: hashlib.sha256(Path(name).read_bytes()).hexdigest() for field, name in data.named.items()
-            if Path(name).is_file()}
-
-
-def _check_unchanged(config: Config, run: RunFolder) -> None:
-    """FieldError where a file holds other rows than those of the run's splits. One that is gone is not needed any more."""
-    known, now = read_json(run.sources) or {}, _contents(config.data)
-    for field in known.keys() & now.keys():
-        if known[field] != now[field]:
-            with config.placed():
-                raise FieldError(f"{config.data.named[field]} is not the file any more with which {run.path} began: put that "
-                                 "one back, or choose another --out", "data", *field.split("/"))
 
 
 def earlier_points(config: Config, run: RunFolder, study: Study) -> list[Known]:
@@ -295,8 +208,3 @@ def _task(config: Config, run: RunFolder, source: ModelSource, splits: Splits, h
                 accumulation=search.accumulation, steps=search.steps, seed=search.seed,
                 precision=measured.chosen(search.precision),
                 threads=max(1, int(config.ray.cpus) if config.executor == "ray" else usable_cores() // here))
-
-
-def read_summary(run: RunFolder) -> dict[str, Any]:
-    """What splits/summary.json says of the data."""
-    return read_json(run.splits / "summary.json") or {}

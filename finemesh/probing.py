@@ -8,7 +8,7 @@ from typing import Any
 from finemesh.config import Config
 from finemesh.disk import full_disk
 from finemesh.errors import InputError
-from finemesh.preparation import model_of, read_data
+from finemesh.reading import model_of, read_data
 from finemesh.results.probe import write_probe
 from finemesh.run import RunFolder
 from finemesh.trial import write_json

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from finemesh.config import load_config
-from finemesh.preparation import load_data
+from finemesh.reading import load_data
 from finemesh.tuning.data.split import NAMES
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.yaml"))

@@ -27,7 +27,8 @@ LLAMA = Architecture(r"self_attn\.(q|k|v|qkv|o)_proj", r"self_attn\.(q|v|qkv)_pr
                      r"self_attn\.o_proj", r"mlp\.down_proj", r"mlp")
 GPT2 = Architecture(r"h\.\d+\.attn\.c_(attn|proj)", r"h\.\d+\.attn\.c_attn", r"h\.\d+\.mlp\.c_(fc|proj)",
                     r"h\.\d+\.attn\.c_proj", r"h\.\d+\.mlp\.c_proj", r"h\.\d+\.mlp")
-BERT = Architecture(r"attention\.(self\.(query|key|value)|output\.dense)", r"attention\.self\.(query|value)",
+BERT = Architecture(r"attention\.(self\.((query|key|value)(_proj)?|in_proj)|output\.dense)",  # _proj and in_proj: DeBERTa's
+                    r"attention\.self\.((query|value)(_proj)?|in_proj)",
                     r"layer\.\d+\.(intermediate|output)\.dense", r"layer\.\d+\.attention\.output\.dense",
                     r"layer\.\d+\.output\.dense", r"layer\.\d+\.output")
 FAMILIES = (LLAMA, GPT2, BERT)

@@ -44,13 +44,15 @@ class Lora(AdapterMethod):
     def refuses(self, model: PreTrainedModel, point: Point, context: Context) -> str | None:
         if point["layers"] != "all" and architecture(model) is None:
             return f"the {point['layers']} layers of {type(model).__name__} are not known; use layers: all"
+        if point["variant"] == "dora" and point["layers"] in ("all", "mlp") and _joined_experts(model):
+            return f"DoRA cannot tune the experts of {type(model).__name__}, which are one tensor; use variant: lora"
         if point["dropout"] >= 1:
             return f"dropout {point['dropout']:g} drops all, so that nothing trains; give less than 1"
         return None
 
     def trainable(self, model: PreTrainedModel, point: Point, context: Context) -> int:
         """Told from the shapes: PEFT takes half a second to put its modules in. Experts that are one tensor are its to find."""
-        if any(parameter.ndim > 2 for parameter in model.parameters()):
+        if _joined_experts(model):
             return super().trainable(model, point, context)
         targets, excluded = self._targets(model, point["layers"]), tuple(self._excluded(model))
         layers = [layer for name, layer in linear_layers(model, "all").items() if not name.endswith(excluded)
@@ -79,3 +81,8 @@ class Lora(AdapterMethod):
         if layers == "all" or blocks is None:
             return sorted(linear_layers(model, "all")) if text_part(model) else "all-linear"
         return anywhere({"attention": blocks.attention, "query_value": blocks.query_value, "mlp": blocks.mlp}[layers])
+
+
+def _joined_experts(model: PreTrainedModel) -> bool:
+    """Whether the experts of a mixture are slices of one tensor."""
+    return any(parameter.ndim > 2 for parameter in model.parameters())

@@ -9,7 +9,7 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import nn
-from transformers import MixtralConfig, MixtralForCausalLM
+from transformers import DebertaV2Config, DebertaV2ForSequenceClassification, MixtralConfig, MixtralForCausalLM
 
 from finemesh.tuning.evaluation.loss import evaluate
 from finemesh.tuning.methods import METHODS
@@ -97,3 +97,26 @@ def test_layers_that_are_not_known_are_refused() -> None:
     _, context = tiny.case("llama", "instruct")
     assert "use layers: all" in str(LORA.refuses(model, {**LORA.reference, "layers": "mlp"}, context))
     assert LORA.refuses(model, LORA.reference, context) is None
+
+
+def test_dora_is_refused_for_experts_that_are_one_tensor() -> None:
+    model = MixtralForCausalLM(MixtralConfig(
+        vocab_size=29, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, num_local_experts=2))
+    _, context = tiny.case("llama", "instruct")
+    assert "use variant: lora" in str(LORA.refuses(model, {**LORA.reference, "variant": "dora"}, context))
+
+
+@pytest.mark.parametrize(("layers", "own"), [("attention", ["query_proj", "key_proj", "value_proj", "dense"]),
+                                             ("query_value", ["query_proj", "value_proj"])])
+def test_deberta_calls_its_projections_otherwise(layers: str, own: list[str]) -> None:
+    model = DebertaV2ForSequenceClassification(DebertaV2Config(
+        vocab_size=29, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, pooler_hidden_size=32))
+    _, context = tiny.case("bert", "classify")
+    point = {**LORA.reference, "layers": layers}
+    expected = LORA.trainable(model.requires_grad_(False), point, context)
+    made = LORA.prepare(model, point, context)
+    found = [name for name, _ in made.named_modules() if name.endswith("lora_A")]
+    assert {name.split(".")[-2] for name in found} == set(own)
+    assert len(found) == 2 * len(own)
+    assert expected == sum(parameter.numel() for parameter in made.parameters() if parameter.requires_grad)
