@@ -228,15 +228,16 @@ def store_of(study: optuna.Study) -> Store:
 
 
 def tell(study: optuna.Study, trial: Trial, outcome: Outcome, forecast: float | None = None, whole: int = 0,
-         objectives: Sequence[str] = (LOSS,)) -> None:
+         objectives: Sequence[str] = (LOSS,), bounds: Mapping[str, float] | None = None) -> None:
     """complete is COMPLETE, failed FAIL, pruned PRUNED with its last loss as an intermediate value, and after the `whole`
     length the forecast of the loss that it would have had: by the last value, samplers compare like with like.
 
     infeasible has a constraint above 0 and is COMPLETE where it has a whole trial's loss, else PRUNED: samplers count both as
-    bad, by how much the constraint is broken, whereas FAIL would be a point that they never heard of. Of several objectives
-    all must have been measured.
+    bad, by how much the constraint is broken, whereas FAIL would be a point that they never heard of. They add several up:
+    so each is told as a share of its bound. Of several objectives all must have been measured.
     """
-    constraints = dict(outcome.constraints)
+    bounds = bounds or {}
+    constraints = {name: excess / (abs(bounds.get(name, 1.0)) or 1.0) for name, excess in outcome.constraints.items()}
     if outcome.state == "infeasible" and not any(excess > 0 for excess in constraints.values()):
         constraints["infeasible"] = 1.0
     store_of(study).write_constraints(trial._trial_id, constraints)

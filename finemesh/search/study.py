@@ -284,7 +284,8 @@ class Search:
             write_outcome(self._folder.trial(number), outcome)
         elif self._hear(outcome) and outcome.continues is None and self._transfer.over(self._originals):
             self._observer.message(self._transfer.said())
-        tell(self._study, self._flight.pop(number), outcome, self._history.forecast(outcome), self._steps, self._objectives)
+        tell(self._study, self._flight.pop(number), outcome, self._history.forecast(outcome), self._steps, self._objectives,
+             self._constraints)
         self._folder.lighten(self._folder.trial(number))
         if self._history.resting:
             for former in self._history.resting - self._fidelity.kept(self._history):

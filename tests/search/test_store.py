@@ -89,7 +89,8 @@ def test_a_trial_that_broke_a_bound_at_its_rung_is_not_told_as_a_whole_one(fake:
             method, point = fake.SPACE.suggest(trial)
             store_of(study).write_params(trial._trial_id)
             tell(study, trial, Outcome(trial.number, "infeasible", method, point, 0, steps, 2.0,
-                                       constraints={"peak_memory_mb": 5.0}), whole=90)
+                                       constraints={"peak_memory_mb": 5.0, "accuracy": 0.1}), whole=90,
+                 bounds={"peak_memory_mb": 1000.0, "accuracy": 0.8})
         first, second = study.get_trials()
     assert (first.state.name, first.intermediate_values, second.state.name) == ("PRUNED", {10: 2.0}, "COMPLETE")
-    assert first.constraints == second.constraints == {"peak_memory_mb": 5.0}
+    assert first.constraints == second.constraints == {"peak_memory_mb": 0.005, "accuracy": pytest.approx(0.125)}
