@@ -2,7 +2,8 @@
 
 The two leaders that are hardest to tell apart are repeated once more (the top-two rule of D. Russo, "Simple Bayesian
 algorithms for best-arm identification", 2020). Each method's reference settings run on the same seeds with the same steps,
-and the untuned model is measured beside them; a reference that takes more time or memory than allowed is stopped there. What is
+and the untuned model is measured beside them; a reference that takes more time or memory than allowed is stopped there. One
+that the search tried and gave up (halving does, after few steps) and that does better than the leaders is one of them. What is
 done is kept: a finish that was stopped goes on, and no run is measured on the test split twice.
 """
 
@@ -11,8 +12,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+from finemesh.constraints import violations
 from finemesh.disk import full_disk
 from finemesh.errors import InputError
 from finemesh.objectives import LOSS, front
@@ -25,7 +28,7 @@ from finemesh.search.noise import Standing, seed_deviation, standings, undecided
 from finemesh.search.observer import Nobody, Observer
 from finemesh.search.space import Space
 from finemesh.search.verdict import answered, tested
-from finemesh.trial import Job, Outcome, write_outcome
+from finemesh.trial import Job, Outcome, read_outcome, write_outcome
 
 LEADERS = 3
 COSTS = ("seconds", "peak_memory_mb")  # bounds at which reference settings are stopped, too
@@ -58,6 +61,11 @@ def finish(
     with Clock(run, "finish") as clock, full_disk(run.path):
         runs = Jobs(executor, observer, Board(run))
         ended = _run_all(plan.jobs, "leaders and references", runs, observer, clock)
+        if len(objectives) == 1:
+            for method, trial in _underrated(plan, ended, outcomes, space, constraints or {}).items():
+                plan.promote(method, trial, run)
+                ended |= _run_all(plan.leading[trial.number], "references that lead", runs, observer, clock)
+                candidates.append(trial)
         _copy_twins(plan, ended)
         ranked = standings(candidates, plan.steadiest(ended))
         for further in range(seed + 1 + repeats, seed + 1 + repeats + extra):
@@ -110,6 +118,20 @@ class _Plan:
         return {method: self.leading[self.twins[method]] if method in self.twins else jobs
                 for method, jobs in self.referring.items()}
 
+    def promote(self, method: str, trial: Outcome, run: RunFolder) -> None:
+        """A method's reference settings, which this trial had, are a leader: their runs become its repeats."""
+        self.leading[trial.number] = []
+        for index, job in enumerate(self.referring[method], 1):
+            repeat = replace(job, number=trial.number, folder=run.repeat(trial.number, index))
+            self.leading[trial.number].append(repeat)
+            outcome = read_outcome(job.folder)
+            if outcome is not None and outcome.duplicate_of is None and not repeat.folder.exists():
+                repeat.folder.parent.mkdir(exist_ok=True)
+                job.folder.replace(repeat.folder)
+                write_outcome(repeat.folder, replace(outcome, number=trial.number))
+                write_outcome(job.folder, outcome.renumbered(job.number, duplicate_of=trial.number))
+        self.twins[method] = trial.number
+
     def again(self, number: int, seed: int, run: RunFolder) -> Job:
         """A leader's run on one more seed."""
         first = self.leading[number][0]
@@ -135,6 +157,24 @@ def _plan(candidates: Sequence[Outcome], references: Mapping[str, Mapping[str, A
     keys = {method: space.key(method, point) for method, point in references.items()}
     twins = {method: numbers[key] for method, key in keys.items() if key in numbers}
     return _Plan(leading, referring, twins)
+
+
+def _underrated(plan: _Plan, ended: Mapping[Path, Outcome], outcomes: Sequence[Outcome], space: Space,
+                constraints: Mapping[str, float]) -> dict[str, Outcome]:
+    """The methods whose reference settings do better than any leader and keep the constraints, with the trial that had them."""
+    def mean(runs: Sequence[Outcome]) -> float:
+        return fmean(math.inf if o.state != "complete" or o.validation_loss is None else o.validation_loss for o in runs)
+
+    best = min(mean([ended[job.folder] for job in jobs]) for jobs in plan.leading.values())
+    trials = {space.key(o.method, o.hyperparameters): o for o in outcomes if o.duplicate_of is None}
+    found = {}
+    for method, jobs in plan.referring.items():
+        runs = [ended[job.folder] for job in jobs if method not in plan.twins]
+        trial = trials.get(space.key(method, jobs[0].hyperparameters))
+        if runs and trial and mean(runs) < best and not any(
+                excess > 0 for run in runs for excess in violations(run, constraints).values()):
+            found[method] = trial
+    return found
 
 
 def leaders(outcomes: Sequence[Outcome], count: int = LEADERS) -> list[Outcome]:

@@ -162,6 +162,27 @@ def test_reference_settings_that_lead_are_not_run_twice(fake: SimpleNamespace, t
     assert (copy.duplicate_of, copy.seed) == (0, 1)
 
 
+def test_reference_settings_that_were_given_up_and_do_better_are_a_leader(fake: SimpleNamespace, tmp_path: Path) -> None:
+    """As halving gives them up after few steps; a stop anywhere changes nothing."""
+    reference = fake.REFERENCES["lora"]
+    first = [("lora", reference | {"learning_rate": rate}) for rate in (1e-5, 2e-5, 3e-5, 2e-4)]
+    options: dict[str, Any] = {"trials": 4, "first": first, "script": {"pruned": [3]}}
+    watcher = fake.Watcher()
+    document = finished(fake, tmp_path / "whole", observer=watcher, **options)
+    winner = document["winner"]
+    assert (winner["number"], winner["hyperparameters"], winner["folder"]) == (3, reference, "repeats/0003-1")
+    assert {one["number"] for one in document["noise"]["leaders"]} == {0, 1, 2, 3}
+    assert document["reference"]["lora"]["loss"] == winner["loss"]
+    assert watcher.phases[1:] == [("leaders and references", 10), ("references that lead", 2)]
+    copy = read_outcome(tmp_path / "whole/reference/lora-2")
+    assert copy is not None
+    assert (copy.duplicate_of, copy.seed) == (3, 2)
+    for after in (13, 14, 15):
+        with pytest.raises(KeyboardInterrupt):
+            finished(fake, tmp_path / str(after), observer=fake.Stops(after), **options)
+        assert finished(fake, tmp_path / str(after), **options) == document
+
+
 @pytest.mark.parametrize("lightened", [False, True])
 def test_reference_settings_that_led_once_keep_what_the_test_split_said_of_them(fake: SimpleNamespace, tmp_path: Path,
                                                                                lightened: bool) -> None:
