@@ -10,6 +10,7 @@ import math
 import tempfile
 import weakref
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import cached_property
 from typing import IO, Any
 
@@ -33,9 +34,9 @@ class Features:
 
     @cached_property
     def _file(self) -> IO[bytes]:
-        file = tempfile.TemporaryFile(prefix="finemesh-")  # noqa: SIM115 (it lives as long as this object)
-        weakref.finalize(self, file.close)
-        return file
+        lives_as_long = ExitStack()
+        weakref.finalize(self, lives_as_long.close)
+        return lives_as_long.enter_context(tempfile.TemporaryFile(prefix="finemesh-"))
 
     def of(self, batch: Batch, compute: Callable[[], States]) -> States:
         """What was computed of this batch before, in the same arithmetic; else it is computed now."""

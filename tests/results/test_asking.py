@@ -45,7 +45,7 @@ def test_the_code_asks_what_finemesh_asks(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def told(*contents: str, system: str = "") -> Dialogue:
-    turns = (Turn(("user", "assistant")[i % 2], content) for i, content in enumerate(contents))  # type: ignore[arg-type]
+    turns = (Turn("assistant" if i % 2 else "user", content) for i, content in enumerate(contents))
     return Dialogue((*([Turn("system", system)] if system else []), *turns))
 
 

@@ -90,20 +90,20 @@ def test_variants_start_at_base_learn_and_reload(kind: str, task: str, variant: 
     torch.testing.assert_close(again, logits, rtol=1e-6, atol=1e-6)
 
 
-def test_layers_that_are_not_known_are_refused() -> None:
-    model = MixtralForCausalLM(MixtralConfig(
+def mixture() -> MixtralForCausalLM:
+    return MixtralForCausalLM(MixtralConfig(
         vocab_size=29, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, num_local_experts=2))
-    _, context = tiny.case("llama", "instruct")
+
+
+def test_layers_that_are_not_known_are_refused() -> None:
+    model, (_, context) = mixture(), tiny.case("llama", "instruct")
     assert "use layers: all" in str(LORA.refuses(model, {**LORA.reference, "layers": "mlp"}, context))
     assert LORA.refuses(model, LORA.reference, context) is None
 
 
 def test_dora_is_refused_for_experts_that_are_one_tensor() -> None:
-    model = MixtralForCausalLM(MixtralConfig(
-        vocab_size=29, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, num_local_experts=2))
-    _, context = tiny.case("llama", "instruct")
+    model, (_, context) = mixture(), tiny.case("llama", "instruct")
     assert "use variant: lora" in str(LORA.refuses(model, {**LORA.reference, "variant": "dora"}, context))
 
 
