@@ -80,8 +80,8 @@ class Diverged(Exception):
 def fine_tune(tuned: nn.Module, method: Method, point: Point, rows: Sequence[Encoded], plan: Plan, accelerator: Accelerator,
               validate: Callable[[], float], folder: Path, *, report: Callable[[CurveLine], None] = lambda line: None,
               peak_memory_mb: Callable[[], float] = lambda: 0.0, preparation_seconds: float = 0.0) -> Progress:
-    """Tune in place. `validate` gives the validation loss; `report` sees each line and may raise to stop the run. What preparing
-    the model and the rows took is a part of the run's time, once: not again where a checkpoint is taken up.
+    """Tune in place. `validate` gives the validation loss; `report` sees each line and may raise to stop the run. What was
+    spent on preparing the model and the rows is a part of the run's time, once: not again where a checkpoint is taken up.
 
     Writes folder/curve.jsonl and, as it goes, folder/checkpoint.safetensors; continues from one that fits the plan.
     A method that trains nothing is only validated. Raises Diverged.
