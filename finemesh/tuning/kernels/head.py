@@ -69,6 +69,8 @@ def _errors(logits: Any, targets: Any, normal: Any, columns: Any, place: Any, er
 
 def cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """hidden (scored, width), weight (vocab, width), targets (scored,) -> losses (scored,) float32, nats."""
+    if not torch.is_grad_enabled():  # a Function sees only what could be asked for, and would keep every chunk for it
+        hidden, weight = hidden.detach(), weight.detach()
     losses: torch.Tensor = _CrossEntropy.apply(hidden, weight, targets)
     return losses
 
@@ -95,33 +97,20 @@ class _CrossEntropy(Function):
         losses, normal = torch.empty(len(hidden)), torch.empty(len(hidden))
         d_hidden = torch.empty_like(hidden) if needs_hidden and not trained else None
         selects = d_hidden is not None and hidden.dtype == torch.bfloat16
-        errors = []
-        logits = hidden.new_empty(0 if trained else min(CHUNK, len(hidden)), len(head))  # of every chunk that is not kept
+        kept = hidden.new_empty(len(hidden) if trained else min(CHUNK, len(hidden)), len(head))  # else each chunk's in turn
         for start in range(0, len(hidden), CHUNK):
             part = slice(start, start + CHUNK)
-            error = hidden[part] @ head.t() if trained else torch.mm(hidden[part], head.t(), out=logits[:len(hidden) - start])
-            run(_surprise, error, targets[part], losses[part], normal[part], (needs_hidden or trained) and not selects)
+            logits = torch.mm(hidden[part], head.t(), out=kept[part] if trained else kept[:len(hidden) - start])
+            run(_surprise, logits, targets[part], losses[part], normal[part], (needs_hidden or trained) and not selects)
             if d_hidden is not None:
-                d_hidden[part] = _d_hidden(error, targets[part], normal[part], head) if selects else error @ head
-            elif trained:
-                errors.append(error)
-        ctx.save_for_backward(d_hidden, hidden, head, *errors)
+                d_hidden[part] = _d_hidden(logits, targets[part], normal[part], head) if selects else logits @ head
+        ctx.save_for_backward(d_hidden, hidden, head, kept if trained else None)
         return losses
 
     @staticmethod
     def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        d_hidden, hidden, head, *errors = ctx.saved_tensors
+        d_hidden, hidden, head, errors = ctx.saved_tensors
         g = g.to(hidden.dtype)[:, None]
-        if d_hidden is not None:
-            return d_hidden * g, None, None
-        if not errors:
-            return None, None, None
-        d_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        d_head: torch.Tensor | None = None
-        for i, error in enumerate(errors):
-            part = slice(i * CHUNK, i * CHUNK + len(error))
-            if d_hidden is not None:
-                d_hidden[part] = (error @ head) * g[part]
-            product = error.t() @ (hidden[part] * g[part])
-            d_head = product.float() if d_head is None else d_head.add_(product)
-        return d_hidden, d_head, None
+        if errors is None:
+            return None if d_hidden is None else d_hidden * g, None, None
+        return (errors @ head) * g if ctx.needs_input_grad[0] else None, (errors.t() @ (hidden * g)).float(), None

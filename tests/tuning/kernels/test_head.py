@@ -1,8 +1,11 @@
 """Chunked cross-entropy against torch's."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from finemesh.tuning.kernels import head
 from finemesh.tuning.kernels.head import cross_entropy
@@ -21,6 +24,27 @@ def test_losses_and_gradients(monkeypatch: pytest.MonkeyPatch, trained: str) -> 
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(torch.autograd.grad((found * upstream).sum(), leaves),
                                torch.autograd.grad((expected * upstream).sum(), leaves))
+
+
+class Largest(TorchDispatchMode):
+    """Of all tensors that are made."""
+
+    entries = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        self.entries = max([self.entries, *(t.numel() for t in (made,) if isinstance(t, torch.Tensor))])
+        return made
+
+
+@pytest.mark.parametrize(("learns", "chunks"), [(True, 5), (False, 1)])
+def test_logits_of_a_trained_head_are_kept_only_for_a_backward_pass(monkeypatch: pytest.MonkeyPatch, learns: bool,
+                                                                    chunks: int) -> None:
+    monkeypatch.setattr(head, "CHUNK", 4)
+    weight = torch.randn(64, 8, requires_grad=True)
+    with torch.set_grad_enabled(learns), Largest() as largest:
+        cross_entropy(torch.randn(20, 8), weight, torch.randint(64, (20,)))
+    assert largest.entries == max(weight.numel(), chunks * 4 * 64)
 
 
 def test_losses_of_bfloat16_states_are_not_rounded_to_bfloat16() -> None:
