@@ -100,7 +100,7 @@ class Front:
         draws = _normal(DRAWS, means.shape[1])
         gains = self._along(means[:, None, :] + deviations[:, None, :] * draws) - self.best  # (point, draw, direction)
         nearest = np.minimum(gains.max(axis=(1, 2)), 0.0)
-        return np.asarray(np.log(np.maximum(gains, 0.0).mean(axis=(1, 2)) + NOTHING * np.exp(nearest)))
+        return np.asarray(np.log(np.maximum(gains, 0.0).mean(axis=(1, 2)) + NOTHING) + nearest)
 
 
 def _uniform(count: int, size: int) -> Vector:

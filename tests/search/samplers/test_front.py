@@ -62,6 +62,13 @@ def test_the_further_beyond_the_front_the_better_and_what_is_believed_counts() -
     assert front.log_improvement(points, np.full_like(points, 1e-3))[1] < gains[2] + 1.0
 
 
+@pytest.mark.parametrize("objectives", [2, 3, 4])
+def test_points_that_are_far_from_any_gain_are_in_order_too(objectives: int) -> None:
+    corners = [record(index, *(float(index != axis) for axis in range(objectives))) for index in range(objectives)]
+    far = np.linspace(3.0, 100.0, 8)[:, None] * np.ones(objectives)
+    assert (np.diff(Front(corners).log_improvement(far, np.full_like(far, 1e-3))) < 0).all()
+
+
 def test_scales_are_the_fronts_whatever_the_units() -> None:
     told = [record(0, 1.0, 3e9), record(1, 2.0, 1e9), record(2, 1e30, 9e9), record(3, 3.0, 2e9)]
     scaled = Front(told).scaled(np.array([one.losses for one in told]))
