@@ -132,7 +132,7 @@ def rungs(steps: int, min_steps: int | None, reduction: int) -> list[int]:
     found = [steps]
     while len(found) < 3 or min_steps is not None:
         shorter = round(steps / reduction ** len(found))
-        if shorter < max(1, min_steps or 1):
+        if not max(1, min_steps or 1) <= shorter < found[-1]:
             break
         found.append(shorter)
     return found[::-1]

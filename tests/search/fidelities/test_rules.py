@@ -12,6 +12,7 @@ import pytest
 from finemesh.hyperparameter import integer, real
 from finemesh.search import study as loop
 from finemesh.search.fidelities import FIDELITIES
+from finemesh.search.fidelities.brackets import rungs
 from finemesh.search.space import Space
 from tests.search.fidelities import simulation
 
@@ -109,6 +110,14 @@ def test_the_first_bracket_holds_every_point_that_is_known_before(fake: SimpleNa
     outcomes, _ = simulation.search(fake, tmp_path, "halving", points=24, first=first)
     assert Counter(outcome.steps for outcome in outcomes[:15 + 5 + 2]) == {10: 15, 30: 5, 90: 2}
     assert Counter(outcome.steps for outcome in outcomes[15 + 5 + 2:]) == {10: 9, 30: 3, 90: 2}
+
+
+@pytest.mark.parametrize(("steps", "min_steps", "reduction", "lengths"), [
+    (90, None, 3, [10, 30, 90]), (90, 2, 3, [3, 10, 30, 90]), (5, 1, 2, [1, 2, 5]), (20, 1, 2, [1, 2, 5, 10, 20]),
+    (2, None, 2, [1, 2]), (1, None, 2, [1]),
+])
+def test_every_rung_is_longer_than_the_one_below(steps: int, min_steps: int | None, reduction: int, lengths: list[int]) -> None:
+    assert rungs(steps, min_steps, reduction) == lengths
 
 
 def test_what_is_left_of_the_budget_is_decided_among_itself(fake: SimpleNamespace, tmp_path: Path) -> None:
