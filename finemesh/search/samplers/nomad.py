@@ -21,7 +21,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from finemesh.search.samplers.encoding import Dimension
-from finemesh.search.samplers.nomad_process import NomadProcess
+from finemesh.search.samplers.nomad_process import shared
 from finemesh.search.samplers.options import Options
 from finemesh.search.samplers.portfolio import Choice, Portfolio, generator
 from finemesh.search.samplers.record import read
@@ -81,8 +81,7 @@ class NomadSampler(BaseSampler):
 
     def _reset(self) -> None:
         self._lock = threading.RLock()
-        self._process = NomadProcess()
-        self._finalizer = weakref.finalize(self, self._process.close)
+        self._process = shared()
         self._study: tuple[weakref.ref[BaseStorage], int] | None = None
         self._plans: dict[int, dict[str, Any]] = {}
         self._notes: dict[int, dict[str, Any]] = {}  # what PLAN is to be

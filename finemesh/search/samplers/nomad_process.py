@@ -1,9 +1,11 @@
-"""The parent's end of nomad_child: started when first needed, started again when it dies, ended with its owner."""
+"""The parent's end of nomad_child: started when first needed, started again when it dies, ended with its last owner."""
 
 import json
 import os
 import subprocess
 import sys
+import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,27 @@ class NomadProcess:
     """Owns the child process. A request is answered alike by any child, so a dead one is replaced and asked again."""
 
     def __init__(self) -> None:
-        self._child: subprocess.Popen[str] | None = None
+        self._children: list[subprocess.Popen[str]] = []  # one, where it has been started
+        self._finalizer = weakref.finalize(self, _end, self._children)
         self._requests = 0
+        self._own()
+
+    def _own(self) -> None:
+        self._owner, self._lock = os.getpid(), threading.Lock()
 
     @property
     def pid(self) -> int | None:
-        return None if self._child is None else self._child.pid
+        return self._children[0].pid if self._children else None
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         """The child's answer, or {"error": text} where NOMAD fails on this request; ImportError without PyNomad."""
+        if self._owner != os.getpid():  # a fork's copy: the child answers the process that started it
+            self._own()
+            self.close()
+        with self._lock:
+            return self._answer(request)
+
+    def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
         self._requests += 1
         line = json.dumps({"id": self._requests, **request})
         for _ in range(ATTEMPTS):
@@ -44,19 +58,30 @@ class NomadProcess:
         return _read(child)
 
     def _running(self) -> subprocess.Popen[str]:
-        if self._child is None:
-            self._child = _start()
-            greeting = _read(self._child)
+        if not self._children:
+            self._children.append(_start())
+            greeting = _read(self._children[0])
             if "refused" in greeting:
                 self.close()
                 raise ImportError(
                     f"NomadSampler needs PyNomad ({greeting['refused']}): pip install PyNomadBBO==4.6.0")
-        return self._child
+        return self._children[0]
 
     def close(self) -> None:
-        child, self._child = self._child, None
-        if child is None:
-            return
+        _end(self._children)
+
+
+_SHARED: "weakref.WeakValueDictionary[int, NomadProcess]" = weakref.WeakValueDictionary()  # by the process that it is of
+
+
+def shared() -> NomadProcess:
+    """The one of all samplers: an answer is a function of its request, and many studies may be kept."""
+    return _SHARED.setdefault(os.getpid(), NomadProcess())
+
+
+def _end(children: list[subprocess.Popen[str]]) -> None:
+    while children:
+        child = children.pop()
         for pipe in (child.stdin, child.stdout):
             try:
                 if pipe is not None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from finemesh.search.samplers import nomad_process
-from finemesh.search.samplers.nomad_process import NomadProcess
+from finemesh.search.samplers.nomad_process import NomadProcess, shared
 
 REQUEST = {
     "seed": 7,
@@ -49,6 +49,32 @@ def test_a_killed_child_is_replaced(process: NomadProcess) -> None:
     os.kill(former, signal.SIGKILL)
     assert process.ask(REQUEST)["points"] == first
     assert process.pid != former
+
+
+def test_the_samplers_of_a_process_share_a_child_that_ends_with_the_last_of_them() -> None:
+    one, other = shared(), shared()
+    one.ask(REQUEST)
+    pid = other.pid
+    assert pid is not None
+    del one
+    assert other.ask(REQUEST)["points"]
+    del other
+    _wait_for_the_end(pid)
+    assert shared().pid is None
+
+
+def test_a_fork_has_a_child_of_its_own(process: NomadProcess) -> None:
+    """Two processes that read from one pipe would get each other's answers."""
+    first, former = process.ask(REQUEST)["points"], process.pid
+    fork = os.fork()
+    if fork == 0:
+        same = process.ask(REQUEST)["points"] == first
+        own = process.pid
+        process.close()
+        os._exit(0 if same and own != former else 1)
+    assert os.waitpid(fork, 0)[1] == 0
+    assert process.ask(REQUEST)["points"] == first
+    assert process.pid == former
 
 
 def test_a_run_for_several_objectives_is_repeated_up_to_its_next_block(process: NomadProcess) -> None:
