@@ -92,7 +92,7 @@ def finish(
             "noise": {"seed_deviation": seed_deviation(list(plan.steadiest(ended).values())),
                       "leaders": [asdict(one) for one in ranked], "undecided": [one.number for one in undecided(ranked)]},
             "repeats": [_summary(ended[job.folder]) for jobs in plan.leading.values() for job in jobs],
-            "answers": answered(executor, best, answers) if answers else [],
+            "answers": answered(executor, best, answers, observer) if answers else [],
             "rows": dict(rows or {}),
         }
         run.write_finish(document)

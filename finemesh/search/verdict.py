@@ -26,7 +26,7 @@ def tested(executor: Executor, run: RunFolder, folders: Mapping[str, Sequence[Pa
              if evaluations[folder] is None}
     if asked:
         observer.message(f"Measuring {len(asked)} runs on the test split.")
-    for request, reply in _replies(executor, len(asked)):
+    for request, reply in _replies(executor, len(asked), observer):
         folder = asked[request]
         evaluations[folder] = reply
         if "error" not in reply:
@@ -36,10 +36,10 @@ def tested(executor: Executor, run: RunFolder, folders: Mapping[str, Sequence[Pa
     return {name: _result(group, [] if name == winner else groups[winner]) for name, group in groups.items()}
 
 
-def answered(executor: Executor, folder: Path, rows: int) -> list[dict[str, str]]:
+def answered(executor: Executor, folder: Path, rows: int, observer: Observer) -> list[dict[str, str]]:
     """The first test prompts with the answers of the untuned model and of the run; none where that fails."""
     executor.submit("answer", {"folder": str(folder.absolute()), "rows": rows})
-    [(_, reply)] = _replies(executor, 1)
+    [(_, reply)] = _replies(executor, 1, observer)
     return reply.get("answers", [])
 
 
@@ -53,7 +53,7 @@ def _kept(folder: Path) -> dict[str, Any] | None:
     return found
 
 
-def _replies(executor: Executor, count: int) -> list[tuple[int, dict[str, Any]]]:
+def _replies(executor: Executor, count: int, observer: Observer) -> list[tuple[int, dict[str, Any]]]:
     """As many requests' results, with {"error": text} for one that failed and a list of answers named."""
     replies: list[tuple[int, dict[str, Any]]] = []
     while len(replies) < count:
@@ -61,7 +61,9 @@ def _replies(executor: Executor, count: int) -> list[tuple[int, dict[str, Any]]]
             if event.kind == "result":
                 content = event.content
                 replies.append((event.id, content if isinstance(content, dict) else {"answers": content}))
-            elif event.kind not in ("progress", "retried", "waiting"):
+            elif event.kind == "waiting":
+                observer.message(event.content)
+            elif event.kind not in ("progress", "retried"):
                 replies.append((event.id, {"error": str(event.content)}))
     return replies
 

@@ -1,3 +1,4 @@
+import itertools
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,6 +8,8 @@ import pytest
 
 from finemesh.objectives import front
 from finemesh.run import RunFolder
+from finemesh.search import verdict
+from finemesh.search.executors import Event
 from finemesh.search.finish import NoWinner, leaders, steadiest
 from finemesh.trial import Outcome, read_outcome
 
@@ -70,6 +73,17 @@ def test_only_what_is_named_in_the_report_is_measured_on_the_test_split_and_once
     (tmp_path / "finish.json").unlink()
     assert finished(fake, tmp_path) == document
     assert {path.read_text() for path in tmp_path.rglob("evaluations.log")} == {"once\n"}
+
+
+def test_what_keeps_the_test_split_from_being_measured_is_said(fake: SimpleNamespace, tmp_path: Path) -> None:
+    reply = {"row_losses": [1.0, 2.0], "row_weights": [1, 1], "metrics": {}}
+    events = [Event(1, "waiting", "no node has room"), Event(1, "result", reply), Event(2, "result", reply)]
+    numbers = itertools.count(1)
+    executor: Any = SimpleNamespace(submit=lambda kind, arguments: next(numbers), wait=lambda: [events.pop(0)])
+    watcher = fake.Watcher()
+    results = verdict.tested(executor, RunFolder(tmp_path), {"winner": [tmp_path / "repeats/0000-1"]}, "winner", watcher)
+    assert results["winner"]["loss"] == results["untuned"]["loss"] == 1.5
+    assert watcher.messages == ["Measuring 2 runs on the test split.", "no node has room"]
 
 
 def test_a_finish_that_was_stopped_anywhere_goes_on(fake: SimpleNamespace, tmp_path: Path) -> None:

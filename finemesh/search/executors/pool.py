@@ -68,6 +68,7 @@ class Pool(ABC):
                     events += self._handle(*self._inbox.get_nowait())
             except queue.Empty:
                 self._end_silent()
+                events += self._unplaced()
                 if left <= POLL:
                     break
         return events
@@ -136,6 +137,10 @@ class Pool(ABC):
                 events = [Event(request.id, "out_of_memory" if worker.out_of_memory() else "died", obituary)]
         self._dispatch()
         return events
+
+    def _unplaced(self) -> list[Event]:
+        """What is to be said of requests whose worker no machine has room for, where a subclass knows."""
+        return []
 
     def _end_silent(self) -> None:
         for worker in self._slots:

@@ -38,7 +38,7 @@ class RayExecutor(Pool):
         super().__init__(workers, patience)
         self._ray, self._ours = connected(address or os.environ.get("RAY_ADDRESS") or "auto")
         self._wanted = {"CPU": cpus, "GPU": gpus, "memory": (memory_mb or 0) * MEMORY_MB}
-        self._worked, self._said = time.monotonic(), False  # when a worker was last there; that there is no room
+        self._worked, self._said = time.monotonic(), False  # when a worker was last there or begun; that there is no room
         try:
             _check_room(self._ray.nodes(), self._wanted)
         except InputError:
@@ -49,11 +49,8 @@ class RayExecutor(Pool):
             num_cpus=cpus, num_gpus=gpus, memory=memory_mb and int(memory_mb * MEMORY_MB), max_concurrency=2,
             max_restarts=0)
 
-    def wait(self, timeout: float | None = None) -> list[Event]:
-        return self._without_room() or super().wait(timeout)
-
-    def _without_room(self) -> list[Event]:
-        """Whose worker waits because no node is large enough any more: Ray says nothing of that."""
+    def _unplaced(self) -> list[Event]:
+        """No node is large enough any more: Ray says nothing of that."""
         if not self._waiting or any(worker and worker.ready for worker in self._slots):
             self._worked, self._said = time.monotonic(), False
         elif not self._said and time.monotonic() - self._worked > ROOM_AFTER:
@@ -65,6 +62,7 @@ class RayExecutor(Pool):
         return []
 
     def _start(self, index: int) -> Worker:
+        self._worked = time.monotonic()
         actor = self._actor.remote(self._command, self._environment, str(self._logs / f"worker-{index}.log"))
         return RayWorker(self._ray, actor, self._inbox)
 

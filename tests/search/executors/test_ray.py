@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from finemesh.errors import InputError
-from finemesh.search.executors import EXECUTORS, process
+from finemesh.search.executors import EXECUTORS, pool, process
 from finemesh.search.executors import ray as module
 from finemesh.search.executors.ray import Host, RayWorker
 from finemesh.trial import Job
@@ -120,3 +120,9 @@ def test_that_no_node_has_room_any_more_is_said_once(tmp_path: Path, monkeypatch
         assert event.kind == "waiting"
         assert "ray.cpus 4: no node of the cluster has this much for a trial. Nodes have: cpus 1" in event.content
         assert executor.wait(0.05) == []
+    monkeypatch.setattr(pool, "POLL", 0.01)
+    nodes[0]["Alive"], killed = True, threading.Event()
+    with EXECUTORS["ray"]([sys.executable], 1, logs=tmp_path / "logs", cpus=4) as executor:
+        executor.submit("evaluate", {})
+        nodes[0]["Alive"] = False
+        assert [event.kind for event in executor.wait()] == ["waiting"]  # also for who waits without an end
