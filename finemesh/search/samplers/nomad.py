@@ -104,11 +104,12 @@ class NomadSampler(BaseSampler):
         if len(study.directions) > OBJECTIVES:
             raise ValueError(f"NomadSampler searches one to {OBJECTIVES} objectives, not {len(study.directions)}: turn some of "
                              "them into constraints (trial.set_constraint), or use TPESampler or NSGAIISampler")
-        plan, note = self._plan(study, trial), self._notes.get(trial.number)
-        if note is not None and trial.system_attrs.get(PLAN) != note:
-            study._storage.set_trial_system_attr(trial._trial_id, PLAN, note)
-        known = self._portfolio.structures.distributions
-        return {name: known[name] for name in plan}
+        with self._lock:  # a thread that asks for another study would put its portfolio in the place of this one
+            plan, note = self._plan(study, trial), self._notes.get(trial.number)
+            if note is not None and trial.system_attrs.get(PLAN) != note:
+                study._storage.set_trial_system_attr(trial._trial_id, PLAN, note)
+            known = self._portfolio.structures.distributions
+            return {name: known[name] for name in plan}
 
     def sample_relative(self, study: Study, trial: FrozenTrial,
                         search_space: dict[str, BaseDistribution]) -> dict[str, Any]:

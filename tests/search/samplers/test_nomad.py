@@ -2,6 +2,7 @@ import math
 import os
 import pickle
 import signal
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -243,6 +244,30 @@ def test_a_study_in_the_place_of_one_that_is_gone_gets_points_of_its_own(monkeyp
     sampler = NomadSampler(seed=0)
     points(sampler, 0)
     assert points(sampler, 5) == points(NomadSampler(seed=0), 5)
+
+
+def test_threads_that_ask_for_two_studies_do_not_get_into_each_others_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one asks while the first one writes down what it was planned."""
+    def objective(trial: Trial) -> float:
+        return trial.suggest_float(trial.study.study_name, 0, 1)
+
+    sampler = NomadSampler(seed=0)
+    one, other = (optuna.create_study(sampler=sampler, study_name=name) for name in "ab")
+    other.optimize(objective, n_trials=2)
+    one.optimize(objective, n_trials=2)
+    second = threading.Thread(target=other.optimize, args=(objective, 1))
+    write = one._storage.set_trial_system_attr
+
+    def writing(*arguments: Any) -> None:
+        if not second.ident:
+            second.start()
+            second.join(0.2)
+        write(*arguments)
+
+    monkeypatch.setattr(one._storage, "set_trial_system_attr", writing)
+    one.optimize(objective, n_trials=1)
+    second.join()
+    assert distinct(one) == distinct(other) == 3
 
 
 def test_without_a_seed_two_samplers_differ() -> None:
