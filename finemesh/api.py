@@ -282,7 +282,8 @@ def _workers(run: RunFolder, task: Task, config: Config, count: int, logs: Path 
     """Worker processes that have this task loaded, ended in any case."""
     file = run.worker_task()
     write_json(file, task.to_json())
-    command = [sys.executable, "-m", "finemesh.tuning.worker", str(file.absolute())]
+    here = Path.cwd() == Path(__file__).resolve().parents[1]  # elsewhere it may hold somebody's tokenize.py
+    command = [sys.executable, *([] if here else ["-P"]), "-m", "finemesh.tuning.worker", str(file.absolute())]
     devices = [str(i) for i in range(torch.cuda.device_count())]
     options = config.ray.model_dump() if config.executor == "ray" else {"devices": devices}
     environment = worker_environment(task.threads)

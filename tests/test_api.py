@@ -2,13 +2,16 @@
 
 import json
 import socket
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from finemesh import api
 from finemesh.config import load_config
 from finemesh.errors import InputError
+from finemesh.run import RunFolder
 from tests import tiny
 from tests.small_search import config, outcomes, points
 
@@ -243,3 +246,14 @@ def test_check_spends_nothing_and_tells_all(places, tmp_path, hours):
 def test_an_encoder_is_told_that_it_cannot_write(places, tmp_path):
     with pytest.raises(InputError, match="encoder and cannot write answers"):
         api.search(config(places, tmp_path / "run", model="encoder"))
+
+
+def test_workers_import_nothing_from_the_current_directory(places, tmp_path, monkeypatch):
+    settings, commands = config(places, tmp_path / "run"), []
+    task = SimpleNamespace(to_json=dict, threads=1)
+    monkeypatch.setitem(api.EXECUTORS, "local", lambda command, count, **options: nullcontext(commands.append(command)))
+    for folder in (tmp_path, Path(api.__file__).parents[1]):
+        monkeypatch.chdir(folder)
+        with api._workers(RunFolder(tmp_path), task, settings, 1):
+            pass
+    assert [command[1] for command in commands] == ["-P", "-m"]  # where finemesh lies, its folder is the current one

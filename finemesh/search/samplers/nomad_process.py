@@ -99,7 +99,7 @@ def _start() -> subprocess.Popen[str]:
     root = str(Path(__file__).resolve().parents[3])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     return subprocess.Popen(
-        [sys.executable, "-m", "finemesh.search.samplers.nomad_child"],
+        [sys.executable, "-P", "-m", "finemesh.search.samplers.nomad_child"],  # -P: whatever lies in the current directory
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, encoding="utf-8",
         start_new_session=True,  # Ctrl-C in the terminal is the parent's affair
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"})

@@ -137,6 +137,13 @@ def test_the_child_imports_neither_torch_nor_optuna() -> None:
     assert done.stdout.strip() == "set()"
 
 
+def test_what_lies_in_the_current_directory_is_not_imported(process: NomadProcess, tmp_path: Path,
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit")
+    monkeypatch.chdir(tmp_path)
+    assert process.ask(REQUEST)["points"]
+
+
 def test_without_pynomad_the_error_says_what_to_install(process: NomadProcess, tmp_path: Path,
                                                        monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "PyNomad.py").write_text("raise ImportError('no NOMAD here')")
