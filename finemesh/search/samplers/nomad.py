@@ -11,10 +11,12 @@ optimization with the MADS algorithm", ACM TOMS 48(3), 2022. Its use for fine-tu
 import threading
 import weakref
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 from optuna.study import Study, StudyDirection
@@ -184,7 +186,8 @@ class NomadSampler(BaseSampler):
         if LATE in trials[asked].system_attrs:
             return running | set(trials[asked].system_attrs[LATE])
         if running and is_planned:
-            study._storage.set_trial_system_attr(trials[asked]._trial_id, LATE, sorted(running))
+            with suppress(UpdateFinishedTrialError):  # a trial of another process that has ended since
+                study._storage.set_trial_system_attr(trials[asked]._trial_id, LATE, sorted(running))
         return running
 
     def _values(self, trial: FrozenTrial, number: int) -> dict[str, Any]:

@@ -210,6 +210,25 @@ def test_trials_that_ask_after_a_later_one_get_points_of_their_own(told: int) ->
     assert distinct(study) == told + 3
 
 
+def test_a_trial_that_ends_in_another_process_while_it_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    study = optuna.create_study(sampler=NomadSampler(seed=0))
+    study.optimize(bowl, n_trials=2)
+    bowl(study.ask())  # and is not told
+    storage = study._storage
+    there = storage.create_new_trial(study._study_id)  # yet to ask, in the other process
+    write = storage.set_trial_system_attr
+
+    def writing(trial: int, *arguments: Any) -> None:
+        if trial == there and not storage.get_trial(there).state.is_finished():
+            storage.set_trial_state_values(there, TrialState.FAIL)
+        write(trial, *arguments)
+
+    monkeypatch.setattr(storage, "set_trial_system_attr", writing)
+    study.optimize(bowl, n_trials=3)
+    assert storage.get_trial(there).state == TrialState.FAIL
+    assert distinct(study) == 7
+
+
 def test_a_killed_child_changes_no_point() -> None:
     expected = [trial.params for trial in studied(bowl, 20).trials]
 
