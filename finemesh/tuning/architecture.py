@@ -2,9 +2,12 @@
 
 import re
 from dataclasses import astuple, dataclass
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
+
+from finemesh.tuning.heads import new_layers
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,14 @@ def text_part(model: nn.Module) -> str:
         return ""
     decoder = model.get_decoder()
     return next(f"{name}." for name, module in model.named_modules() if module is decoder)
+
+
+def parameters_on_text(model: Any) -> dict[str, nn.Parameter]:
+    """By name: all, but of a model that also sees those of its text part and its heads alone; no others get a gradient."""
+    part, output = text_part(model), model.get_output_embeddings()
+    heads = [*new_layers(model), *(name for name, module in model.named_modules() if module is output)]
+    return {name: parameter for name, parameter in model.named_parameters()
+            if name.startswith((part, *(f"{head}." for head in heads)))}
 
 
 def anywhere(*patterns: str) -> str:

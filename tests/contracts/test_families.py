@@ -20,7 +20,8 @@ from transformers import (
 )
 
 from finemesh.tuning.architecture import text_part
-from finemesh.tuning.evaluation.loss import evaluate
+from finemesh.tuning.data.batches import collate
+from finemesh.tuning.evaluation.loss import batch_losses, evaluate
 from finemesh.tuning.methods import METHODS
 from finemesh.tuning.training import Plan, fine_tune
 from tests import tiny
@@ -82,14 +83,20 @@ def test_a_method_trains_and_is_taken_back(name: str, kind: str, tmp_path: Path)
 @pytest.mark.parametrize(("name", "changes"), [
     *(("lora", {"layers": layers}) for layers in ("all", "attention", "query_value", "mlp")),
     *(("sift", {"layers": layers}) for layers in ("all", "attention")),
-    *(("bottleneck", {"variant": variant}) for variant in ("houlsby", "pfeiffer", "parallel"))])
+    *(("bottleneck", {"variant": variant}) for variant in ("houlsby", "pfeiffer", "parallel")), ("full", {})])
 def test_what_sees_is_left_alone(kind: str, name: str, changes: dict[str, str]) -> None:
     model, task = model_of(kind)
     _, context = tiny.case("llama", task)
-    tuned = METHODS[name].prepare(model, {**METHODS[name].reference, "rank": 2, **changes}, context)
-    trained = [key for key, parameter in tuned.named_parameters() if parameter.requires_grad and ".score." not in key]
-    assert trained
-    assert all("language_model.layers." in key for key in trained if not key.startswith("score."))
+    point = {**METHODS[name].reference, "rank": 2, **changes}
+    count = METHODS[name].trainable(model, point, context)
+    tuned = METHODS[name].prepare(model, point, context)
+    trained = {key: parameter for key, parameter in tuned.named_parameters() if parameter.requires_grad}
+    assert sum(parameter.numel() for parameter in trained.values()) == count
+    body = [key for key in trained if "score." not in key]
+    assert body
+    assert all("language_model." in key for key in body)
+    batch_losses(tuned, collate(context.encoded[:4], 0), task).losses.mean().backward()
+    assert all(parameter.grad is not None for parameter in trained.values())
 
 
 @pytest.mark.parametrize(("kind", "part"), [("gemma3", ""), ("seeing gemma3", "model.language_model."),

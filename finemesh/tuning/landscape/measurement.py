@@ -17,6 +17,7 @@ from scipy.stats import t as student
 from torch import nn
 from transformers import PreTrainedModel
 
+from finemesh.tuning.architecture import parameters_on_text
 from finemesh.tuning.data.batches import Batch, Encoded, collate, training_batches
 from finemesh.tuning.evaluation.loss import batch_losses
 from finemesh.tuning.landscape.concentration import TOPS, Shares, Weights, concentration
@@ -108,7 +109,7 @@ class _Look:
     def __init__(self, model: nn.Module, task: TaskName, batches: Sequence[Batch], seeds: Sequence[int]) -> None:
         self._losses = [partial(_mean_loss, model, batch, task) for batch in batches]
         self._seeds = seeds
-        self.weights: Weights = {name: weight for name, weight in model.named_parameters() if weight.ndim > 1}
+        self.weights: Weights = {name: weight for name, weight in parameters_on_text(model).items() if weight.ndim > 1}
         self._body = [name for name in self.weights if any(part.isdigit() for part in name.split("."))]
         self.place = Place(self.weights)
 

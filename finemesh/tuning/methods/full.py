@@ -1,4 +1,6 @@
-"""Full fine-tuning: every weight, in float32 whatever the frozen models are kept in. Trains a copy, so the base stays."""
+"""Full fine-tuning: every weight, in float32 whatever the frozen models are kept in. Trains a copy, so the base stays.
+
+Of a model that also sees, every weight that works on text."""
 
 import copy
 from pathlib import Path
@@ -8,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from finemesh.hyperparameter import real
+from finemesh.tuning.architecture import parameters_on_text
 from finemesh.tuning.methods.base import Context, Method, Point, save_whole
 
 
@@ -25,10 +28,12 @@ class Full(Method):
     starts_at_base = True
 
     def trainable(self, model: PreTrainedModel, point: Point, context: Context) -> int:
-        return sum(parameter.numel() for parameter in model.parameters())
+        return sum(parameter.numel() for parameter in parameters_on_text(model).values())
 
     def prepare(self, model: PreTrainedModel, point: Point, context: Context) -> nn.Module:
-        tuned: Any = copy.deepcopy(model).float().requires_grad_(True)
+        tuned: Any = copy.deepcopy(model).float()
+        for parameter in parameters_on_text(tuned).values():
+            parameter.requires_grad_(True)
         tuned.base = [model]  # in a list, so that it is not a submodule
         whole: nn.Module = tuned
         return whole

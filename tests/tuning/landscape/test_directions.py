@@ -5,6 +5,8 @@ import torch
 from torch import nn
 
 from finemesh.tuning.landscape.directions import Place, amplitude, local_minima, norm, oscillation
+from finemesh.tuning.landscape.measurement import _Look
+from tests.contracts.test_families import model_of
 
 
 @pytest.fixture
@@ -22,6 +24,13 @@ def test_a_filter_direction_is_row_by_row_as_long_as_the_weights(weights) -> Non
     direction = Place(weights).direction("filter", 0)
     for name, weight in weights.items():
         assert torch.allclose(direction[name].flatten(1).norm(dim=1), weight.flatten(1).norm(dim=1))
+
+
+def test_what_sees_stays_where_it_is() -> None:
+    model, task = model_of("seeing gemma3")
+    look = _Look(model, task, [], [])
+    assert look.weights.keys() == {name for name, weight in model.named_parameters()
+                                   if weight.ndim > 1 and "language_model." in name}
 
 
 @pytest.mark.parametrize("normalisation", ["unit", "filter"])
