@@ -1,13 +1,14 @@
 """The loss along random directions in the space of the weight matrices. Li et al., arXiv 1712.09913.
 
-`filter`: every row of a matrix gets the length of the weights' own row, so that 1 is as far as the weights are large.
+`filter`: every row of a matrix (what makes one output; where it is stored transposed, as GPT-2's, every column) gets the length
+of the weights' own, so that 1 is as far as the weights are large.
 `unit`: one Gaussian direction of length 1 over all matrices, so that the position is the distance. Vectors (biases, gains of
 norms) stay.
 """
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -23,8 +24,8 @@ Direction = Mapping[str, torch.Tensor]
 class Place:
     """Where the weights are; `moved` takes them elsewhere for a while and puts them back bit for bit."""
 
-    def __init__(self, weights: Weights) -> None:
-        self.weights = weights
+    def __init__(self, weights: Weights, transposed: Collection[str] = ()) -> None:
+        self.weights, self._transposed = weights, transposed
         self._here = {name: weight.detach().clone() for name, weight in weights.items()}
 
     @property
@@ -48,8 +49,8 @@ class Place:
             length = norm(drawn)
             return {name: step.div_(length) for name, step in drawn.items()}
         for name, step in drawn.items():
-            here = self._here[name].flatten(1)
-            step.flatten(1).mul_(here.norm(dim=1, keepdim=True) / step.flatten(1).norm(dim=1, keepdim=True).clamp(min=1e-12))
+            here, step = ((t.t() if name in self._transposed else t).flatten(1) for t in (self._here[name], step))
+            step.mul_(here.norm(dim=1, keepdim=True) / step.norm(dim=1, keepdim=True).clamp(min=1e-12))
         return drawn
 
     @torch.no_grad()

@@ -16,6 +16,7 @@ import torch
 from scipy.stats import t as student
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from finemesh.tuning.architecture import parameters_on_text
 from finemesh.tuning.data.batches import Batch, Encoded, collate, training_batches
@@ -111,7 +112,8 @@ class _Look:
         self._seeds = seeds
         self.weights: Weights = {name: weight for name, weight in parameters_on_text(model).items() if weight.ndim > 1}
         self._body = [name for name in self.weights if any(part.isdigit() for part in name.split("."))]
-        self.place = Place(self.weights)
+        self.place = Place(self.weights, {f"{name}.weight" for name, module in model.named_modules()
+                                          if isinstance(module, Conv1D)})
 
     def gradients(self) -> tuple[list[dict[str, Shares]], dict[str, Shares]]:
         return concentration(self.weights, self._losses, {ALL: list(self.weights), BODY: self._body})

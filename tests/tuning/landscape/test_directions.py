@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from finemesh.tuning.data.batches import collate
 from finemesh.tuning.landscape.directions import Place, amplitude, local_minima, norm, oscillation
 from finemesh.tuning.landscape.measurement import _Look
+from tests import tiny
 from tests.contracts.test_families import model_of
 
 
@@ -24,6 +26,16 @@ def test_a_filter_direction_is_row_by_row_as_long_as_the_weights(weights) -> Non
     direction = Place(weights).direction("filter", 0)
     for name, weight in weights.items():
         assert torch.allclose(direction[name].flatten(1).norm(dim=1), weight.flatten(1).norm(dim=1))
+
+
+def test_the_filters_of_gpt2_are_the_columns_that_it_stores() -> None:
+    """What makes one output, as in other models; rows are those of one input there."""
+    model, context = tiny.case("gpt2", "instruct")
+    look = _Look(model, "instruct", [collate(context.encoded[:2], 0)], [0])
+    direction = look.place.direction("filter", 0)
+    for name, weight in look.weights.items():
+        dim = 0 if ".attn.c_" in name or ".mlp.c_" in name else 1
+        assert torch.allclose(direction[name].norm(dim=dim), weight.norm(dim=dim), rtol=1e-4), name
 
 
 def test_what_sees_stays_where_it_is() -> None:
