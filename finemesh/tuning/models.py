@@ -199,7 +199,8 @@ def vocabulary_of(source: ModelSource) -> int:
 def context_length(config: PretrainedConfig) -> int:
     """Tokens that the model can take. RoBERTa's kind counts positions from the one after padding's."""
     text: Any = config.get_text_config()
-    positions = int(getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", 0) or 1_000_000)
+    known = (getattr(text, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len"))
+    positions = int(next(filter(None, known), 1_000_000))
     return positions - (text.pad_token_id or 0) - 1 if text.model_type in AFTER_PADDING else positions
 
 

@@ -7,7 +7,14 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3ForConditionalGeneration, RobertaConfig, RobertaModel
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    MptConfig,
+    RobertaConfig,
+    RobertaModel,
+)
 
 from finemesh.errors import FieldError, InputError
 from finemesh.tuning import models
@@ -273,3 +280,4 @@ def test_the_longest_row_that_a_model_takes():
     with pytest.raises((IndexError, RuntimeError)):
         model(torch.full((1, longest.size(1) + 1), 5))
     assert context_length(tiny.causal().config) == tiny.causal().config.max_position_embeddings
+    assert context_length(MptConfig(max_seq_len=20)) == 20

@@ -35,7 +35,7 @@ class PrefixMethod(PromptMethod):
         return PrefixTuningConfig(
             task_type=PEFT_TASKS[context.task], num_virtual_tokens=int(point["length"]),
             prefix_projection=point.get("reparameterization") == "mlp", encoder_hidden_size=hidden,
-            init_weights="zero" if point["init"] == "text" else None, **_shared_head(model.config),
+            init_weights="zero" if point["init"] == "text" else None, **_heads(model.config),
         )
 
     def prepare(self, model: PreTrainedModel, point: Point, context: Context) -> nn.Module:
@@ -55,11 +55,11 @@ class PrefixMethod(PromptMethod):
         super().save(tuned, folder, base_name)
 
 
-def _shared_head(config: Any) -> dict[str, Any]:
-    """What PEFT does not know of Falcon: where it has one head of keys and values for all queries, its configuration does not
-    say so by num_key_value_heads."""
+def _heads(config: Any) -> dict[str, Any]:
+    """What PEFT does not know: MPT's word for heads; and of Falcon that it may have one head of keys and values for all
+    queries, which its configuration does not say by num_key_value_heads."""
     if config.model_type != "falcon" or config.new_decoder_architecture or not config.multi_query:
-        return {}
+        return {"num_attention_heads": config.get_text_config().num_attention_heads}
     return {"token_dim": config.head_dim, "num_attention_heads": 1}
 
 

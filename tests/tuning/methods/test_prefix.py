@@ -10,7 +10,14 @@ from accelerate import Accelerator
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import nn
-from transformers import DistilBertConfig, DistilBertForSequenceClassification, FalconConfig, FalconForCausalLM
+from transformers import (
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    FalconConfig,
+    FalconForCausalLM,
+    MptConfig,
+    MptForCausalLM,
+)
 
 from finemesh.tuning.data.batches import Encoded, collate, question
 from finemesh.tuning.evaluation.generation import answers
@@ -159,11 +166,15 @@ def test_a_model_whose_layers_take_no_keys_is_told_what_fits():
     assert METHODS["p_tuning_v2"].unfit(tiny.classifier("bert"), "classify") is None
 
 
-def test_falcon_has_one_head_of_keys_for_all_queries(tmp_path):
+@pytest.mark.parametrize("model", [
+    lambda: FalconForCausalLM(FalconConfig(vocab_size=tiny.VOCABULARY, hidden_size=32, num_hidden_layers=2,
+                                           num_attention_heads=4)),
+    lambda: MptForCausalLM(MptConfig(vocab_size=tiny.VOCABULARY, d_model=32, n_layers=2, n_heads=4, max_seq_len=64)),
+], ids=["falcon, one head of keys for all queries", "mpt"])
+def test_models_that_call_their_heads_otherwise(model, tmp_path):
     _, context = tiny.case("gpt2", "instruct")
-    config = FalconConfig(vocab_size=tiny.VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
     method, point = POINTS["v2"]
-    tuned = METHODS[method].prepare(FalconForCausalLM(config).requires_grad_(False), point, context)
+    tuned = METHODS[method].prepare(model().requires_grad_(False), point, context)
     losses = evaluate(tuned, context.encoded, "instruct", 0).row_losses
     METHODS[method].save(tuned, tmp_path, "base")
     stock = PeftModel.from_pretrained(METHODS[method].remove(tuned), str(tmp_path)).eval()
