@@ -29,7 +29,10 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+)
 
 from finemesh.errors import FieldError
 from finemesh.tuning.heads import head_of, load_with_head
@@ -170,11 +173,19 @@ def load_skeleton(source: ModelSource, task: TaskName, *, labels: Sequence[str] 
 def check_task(source: ModelSource, task: TaskName) -> None:
     """InputError where the model cannot do the task."""
     config = AutoConfig.from_pretrained(source.location)
+    model = f"{source.name} ({config.model_type})"
     if task == "instruct" and not is_causal(config):
-        raise FieldError(f"{source.name} ({config.model_type}) is an encoder and cannot write answers; "
-                         "task: instruct needs a causal model. Encoders do task: classify or regress.", "model")
+        kind = "an encoder with a decoder" if config.is_encoder_decoder else "an encoder and cannot write answers"
+        raise FieldError(f"{model} is {kind}; task: instruct needs a causal model. Encoders do task: classify or regress.",
+                         "model")
+    if task != "instruct" and config.model_type not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
+        raise FieldError(f"transformers makes no classifier or regressor of {model}. Use another model, or, with labels as "
+                         "answers, task: instruct.", "model")
+    if task != "instruct" and config.model_type == "fnet":
+        raise FieldError(f"{model} mixes padding into its rows, so that what it says of one depends on the rows beside it. Use "
+                         "an encoder with attention, such as BERT, or a causal model", "model")
     if task != "instruct" and getattr(config, "summary_type", None) == "last":  # XLNet's kind
-        raise FieldError(f"{source.name} ({config.model_type}) decides by the last position of a row, which is padding where a "
+        raise FieldError(f"{model} decides by the last position of a row, which is padding where a "
                          "longer row is beside it. Use an encoder that decides by the first, such as BERT, or a causal model",
                          "model")
 

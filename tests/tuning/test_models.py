@@ -9,16 +9,19 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    FNetConfig,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
+    MambaConfig,
     MptConfig,
     RobertaConfig,
     RobertaModel,
+    T5Config,
 )
 
 from finemesh.errors import FieldError, InputError
 from finemesh.tuning import models
-from finemesh.tuning.models import context_length, find_model, load_model, load_skeleton, load_tokenizer
+from finemesh.tuning.models import ModelSource, context_length, find_model, load_model, load_skeleton, load_tokenizer
 from tests import tiny
 
 NAMES = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
@@ -253,6 +256,16 @@ def test_an_encoder_does_not_write(tmp_path):
     source = find_model(str(tmp_path / "encoder"))
     with pytest.raises(InputError, match="is an encoder and cannot write answers"):
         load_model(source, "instruct")
+
+
+@pytest.mark.parametrize(("config", "task", "reason"), [
+    (T5Config(), "instruct", r"\(t5\) is an encoder with a decoder; task: instruct needs a causal model"),
+    (MambaConfig(), "classify", r"no classifier or regressor of .* \(mamba\)\. .* with labels as answers, task: instruct"),
+    (FNetConfig(), "regress", r"\(fnet\) mixes padding into its rows")])
+def test_a_model_that_cannot_do_the_task(tmp_path, config, task, reason):
+    config.save_pretrained(tmp_path)
+    with pytest.raises(FieldError, match=reason):
+        models.check_task(ModelSource("it", str(tmp_path), "it"), task)
 
 
 def test_a_model_that_also_sees_writes_and_classifies(tmp_path):

@@ -199,6 +199,12 @@ class AdapterMethod(PeftMethod):
 class PromptMethod(PeftMethod):
     """PEFT methods that put `length` vectors before the input (prompt learning) and leave the base model as it is."""
 
+    def unfit(self, model: PreTrainedModel, task: TaskName) -> str | None:
+        if model.config.is_encoder_decoder:
+            return (f"{type(model).__name__} reads its input by an encoder and a decoder, and vectors come before one of them "
+                    "only; lora takes any linear layers")
+        return super().unfit(model, task)
+
     def refuses(self, model: PreTrainedModel, point: Point, context: Context) -> str | None:
         length, room = int(point["length"]), context.context_length
         longest = context.longest

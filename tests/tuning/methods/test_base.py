@@ -1,8 +1,16 @@
-"""Soft prompts where models differ in what they call their sizes, or have none."""
+"""Soft prompts where models differ in what they call their sizes, or have none; and where there is no place for them."""
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, ElectraConfig, MambaConfig, OPTConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    ElectraConfig,
+    MambaConfig,
+    OPTConfig,
+    T5Config,
+    T5ForSequenceClassification,
+)
 
 from finemesh.tuning.data.batches import collate
 from finemesh.tuning.evaluation.loss import batch_losses
@@ -33,3 +41,11 @@ def test_vectors_are_as_wide_as_the_embedding(name: str, kind: str) -> None:
     rows = method.shape(tuned, context.train, context.encoded, point, context, training=True)
     batch_losses(tuned, collate(rows[:4], 0), task).losses.mean().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in tuned.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("name", ["prefix", "prompt", "p_tuning", "p_tuning_v2"])
+def test_an_encoder_with_a_decoder_takes_no_vectors(name: str) -> None:
+    with torch.device("meta"):
+        model = T5ForSequenceClassification(T5Config(vocab_size=29, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2))
+    assert "by an encoder and a decoder" in str(METHODS[name].unfit(model, "classify"))
+    assert METHODS["lora"].unfit(model, "classify") is None
