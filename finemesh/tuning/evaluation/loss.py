@@ -89,13 +89,29 @@ def _body_states(probe: Probe, batch: Batch, task: TaskName) -> States:
     of an encoder all of them, (batch, time, width), and what its body has pooled."""
     if task == "instruct" and (fast := scored_states(probe.model, batch)) is not None:
         return (fast,)
-    outputs = probe.body(**_inputs(probe.model, batch, task))
+    outputs = _body_outputs(probe, batch, task)
     hidden = outputs.last_hidden_state
     where = _looked_at(probe.model, batch, task)
     if where is not None:
         return (hidden[where],)
     pooled = getattr(outputs, "pooler_output", None)
     return (hidden,) if pooled is None else (hidden, pooled)
+
+
+def _body_outputs(probe: Probe, batch: Batch, task: TaskName) -> Any:
+    """A classifier or regressor is asked itself: some tell their body more than they are told (Longformer where to look)."""
+    if task == "instruct":
+        return probe.body(**_inputs(probe.model, batch, task))
+    found: list[Any] = []
+    training = probe.training
+    handle = probe.body.register_forward_hook(lambda module, given, outputs: found.append(outputs))
+    try:
+        probe.eval()  # the head's dropout draws nothing for what is computed only once
+        probe.model(**_inputs(probe.model, batch, task))
+    finally:
+        handle.remove()
+        probe.train(training)
+    return found[0]
 
 
 class _Body(BaseModelOutputWithPoolingAndCrossAttentions):

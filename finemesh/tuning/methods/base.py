@@ -203,6 +203,9 @@ class PromptMethod(PeftMethod):
         if model.config.is_encoder_decoder:
             return (f"{type(model).__name__} reads its input by an encoder and a decoder, and vectors come before one of them "
                     "only; lora takes any linear layers")
+        if model.config.model_type == "longformer":
+            return (f"{type(model).__name__} finds by its tokens where to look, and vectors are none; "
+                    "lora takes any linear layers")
         return super().unfit(model, task)
 
     def refuses(self, model: PreTrainedModel, point: Point, context: Context) -> str | None:

@@ -8,7 +8,13 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import nn
-from transformers import AutoModelForCausalLM, MambaConfig, MixtralConfig
+from transformers import (
+    AutoModelForCausalLM,
+    LongformerConfig,
+    LongformerForSequenceClassification,
+    MambaConfig,
+    MixtralConfig,
+)
 
 from finemesh.tuning import features as module
 from finemesh.tuning.data.batches import collate
@@ -130,6 +136,18 @@ def test_what_stands_between_head_and_logits_is_the_model_s_own() -> None:
     tuned = HEAD.prepare(model, POINT, context)
     for _ in range(2):
         torch.testing.assert_close(batch_losses(tuned, batch, "instruct").losses, plain)
+
+
+def test_a_model_that_tells_its_body_more_than_it_is_told() -> None:
+    """Longformer's classifier, which looks from its first token at all others."""
+    _, context = tiny.case("bert", "classify")
+    torch.manual_seed(0)
+    model = LongformerForSequenceClassification(LongformerConfig(
+        **SIZES, num_attention_heads=4, max_position_embeddings=64, pad_token_id=0, attention_window=[4, 4]))
+    expected = evaluate(model.requires_grad_(False).eval(), context.encoded, "classify", 0).row_losses
+    tuned = HEAD.prepare(model, POINT, context)
+    assert evaluate(tuned, context.encoded, "classify", 0).row_losses == pytest.approx(expected, abs=1e-6)
+    assert "vectors are none" in str(METHODS["prompt"].unfit(model, "classify"))
 
 
 @pytest.mark.parametrize("change", ["tokens", "scored", "arithmetic"])
