@@ -1,7 +1,7 @@
 """How sure a loss on the test split is: an interval bootstrapped over rows and seeds.
 
-Of three seeds no interval is wider than from the lowest to the highest: it holds the truth in 81 to 85 %, not in 95, where seeds
-differ much more than rows (docs/evidence.md).
+Where three seeds differ much more than rows it holds the truth in 81 to 85 % and not in 95, as resampling them never leaves
+their range (docs/evidence.md).
 
 No product here is a BLAS's: its last bit may depend on where an array lies, and a search that was stopped is to end alike.
 """
