@@ -1,10 +1,12 @@
 """Where an answer ends: at the tokenizer's end token, the model's, and the one that the chat template writes after a turn."""
 
 import pytest
-from transformers import PreTrainedTokenizerFast
+import torch
+from transformers import MambaConfig, MambaForCausalLM, PreTrainedTokenizerFast
 
 from finemesh.tuning.data.batches import Encoded
 from finemesh.tuning.evaluation.generation import answers, ends
+from finemesh.tuning.methods import METHODS
 from tests import tiny
 
 
@@ -37,3 +39,19 @@ def test_answers_are_asked_to_end_there(monkeypatch):
     monkeypatch.setattr(model, "generate", lambda **arguments: asked.update(arguments) or arguments["input_ids"])
     answers(model, words, [Encoded([3, 5, 2, 4], [False] * 4)])
     assert asked["eos_token_id"] == ends(model, words) == [1, 2]
+
+
+def test_a_model_without_keys_and_values_answers_after_its_vectors_too():
+    """Mamba: word by word as it does when it reads all anew for each."""
+    _, context = tiny.case("llama", "instruct")
+    torch.manual_seed(0)
+    model = MambaForCausalLM(MambaConfig(vocab_size=tiny.VOCABULARY, hidden_size=32, num_hidden_layers=2, state_size=4))
+    for weight in model.parameters():
+        weight.data.add_(0.15 * torch.randn_like(weight))
+    tuned = METHODS["prompt"].prepare(model.requires_grad_(False), METHODS["prompt"].reference, context).eval()
+    question = Encoded([3, 5, 2, 4], [False] * 4)
+    told = list(question.input_ids)
+    for _ in range(6):
+        told.append(int(tuned(input_ids=torch.tensor([told])).logits[0, -1].argmax()))
+    assert len(set(told[4:])) > 1
+    assert answers(tuned, context.tokenizer, [question], 6) == [context.tokenizer.decode(told[4:], skip_special_tokens=True)]
