@@ -13,6 +13,10 @@ from finemesh.results.card import write_card
 from finemesh.results.report import write_report
 from finemesh.run import RunFolder
 from finemesh.trial import read_json, write_json
+from finemesh.tuning.data.batches import between
+from finemesh.tuning.data.examples import Labelled
+from finemesh.tuning.data.split import read_split
+from finemesh.tuning.data.templates import takes_system
 from finemesh.tuning.methods import METHODS, describe
 from finemesh.tuning.methods.prompting import Prompting
 from finemesh.tuning.models import load_tokenizer, place_in_package
@@ -50,13 +54,16 @@ def _identity(winner: Mapping[str, Any]) -> dict[str, Any]:
 
 def _card(run: RunFolder, config: Config, task: Task, found: Mapping[str, Any]) -> dict[str, Any]:
     method = METHODS[found["winner"]["method"]]
-    machine = read_json(run.machine) or {}
+    machine, tokenizer = read_json(run.machine) or {}, load_tokenizer(task.source)
+    first = read_split(run.splits / "train.jsonl")[0]
+    pairs = isinstance(first, Labelled) and first.text2 is not None
     peft_type = _peft_type(run.path / found["winner"]["folder"] / "adapter") if method.trains else None
     package = place_in_package(task.source.name) if task.source.name.startswith("package:") else None
     return {"name": run.path.name, "base_model": task.source.public_name, "package": package, "task": task.task,
             "labels": list(task.labels), "method": describe(method), "peft_type": peft_type,
-            "prompted": isinstance(method, Prompting), "finish": found,
-            "data": read_summary(run), "source": config.data.source, "trained_on": config.data.trained_on,
+            "prompted": isinstance(method, Prompting), "system_turns": takes_system(tokenizer),
+            "between": between(tokenizer) if pairs else None, "finish": found, "data": read_summary(run),
+            "source": config.data.source, "trained_on": config.data.trained_on,
             "versions": machine["versions"], "machine": machine,
             "steps": task.steps, "batch_size": task.batch_size, "max_length": task.max_length,
             "optimizer": config.search.optimizer, "fidelity": config.search.fidelity,

@@ -173,7 +173,7 @@ def test_a_prompt_that_trains_nothing_is_handed_over_and_answers_without_the_tra
     assert (tmp_path / "run/best/prompt.json").exists()
     card = (tmp_path / "run/best/README.md").read_text()
     assert "prompted with in\\_context" in card
-    assert 'from_pretrained("causal")' in card
+    assert 'from_pretrained("causal", dtype="float32")' in card
     said = list(api.predict(tmp_path / "run", str(tmp_path / "new.jsonl")))
     (tmp_path / "run/splits/train.jsonl").unlink()
     assert list(api.predict(tmp_path / "run", str(tmp_path / "new.jsonl"))) == said

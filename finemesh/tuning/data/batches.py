@@ -94,12 +94,15 @@ def token_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
+def between(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What stands before a second text beside what the tokenizer itself writes there."""
+    return "\n" if tokenizer.num_special_tokens_to_add(pair=True) == tokenizer.num_special_tokens_to_add() else ""
+
+
 def _encode_text(example: Labelled, tokenizer: PreTrainedTokenizerBase, max_length: int, task: Task,
                  labels: Sequence[str]) -> Encoded | None:
     """With the tokenizer's own special tokens; a line end between two texts where it has none for pairs."""
-    second = example.text2
-    if second is not None and tokenizer.num_special_tokens_to_add(pair=True) == tokenizer.num_special_tokens_to_add():
-        second = "\n" + second
+    second = None if example.text2 is None else between(tokenizer) + example.text2
     made = tokenizer(example.text, second, truncation=True, max_length=max_length)
     ids = list(made["input_ids"])
     if len(ids) <= tokenizer.num_special_tokens_to_add(pair=second is not None):

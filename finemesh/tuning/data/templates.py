@@ -48,6 +48,15 @@ def before_question(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, l
     return prompt.rpartition(PROBE)[0]
 
 
+def takes_system(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a system turn may stand before a question."""
+    try:
+        _render([Turn("system", PROBE), Turn("user", PROBE)], tokenizer, ask=True)
+    except jinja2.TemplateError:
+        return False
+    return True
+
+
 def _pieces(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, bool]]:
     prompt = _render(turns[:-1], tokenizer, ask=True)
     probed = _render([*turns[:-1], Turn("assistant", PROBE)], tokenizer)
