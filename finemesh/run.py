@@ -200,6 +200,9 @@ class RunFolder:
             lock.acquire(timeout=0)
         except Timeout:
             return True
+        except OSError:  # somebody else's folder, or a disk, that may only be read
+            process, _, host = (self.path / ".lock.pid").read_text(encoding="utf-8").partition(" on ")
+            return host != socket.gethostname() or psutil.pid_exists(int(process))
         lock.release()
         return False
 

@@ -82,6 +82,20 @@ def test_two_processes_cannot_work_on_one_folder(run: RunFolder) -> None:
         pass
 
 
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_a_folder_that_may_only_be_read_says_whether_its_process_lives(run: RunFolder, monkeypatch: pytest.MonkeyPatch,
+                                                                      number: int) -> None:
+    def denied(lock: object, timeout: float) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("filelock.FileLock.acquire", denied)
+    owner = run.path / ".lock.pid"
+    for process, alive in ((f"{os.getpid()} on {socket.gethostname()}", True), (f"{2**22 + 1} on {socket.gethostname()}", False),
+                           ("1 on elsewhere", True)):
+        owner.write_text(process)
+        assert run.working() is alive
+
+
 def test_a_lock_of_a_killed_process_is_none(run: RunFolder) -> None:
     code = ("import os, sys; from finemesh.run import RunFolder\n"
             "with RunFolder(sys.argv[1]).locked(): os.kill(os.getpid(), 9)")
