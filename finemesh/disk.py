@@ -27,6 +27,13 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def permit(folder: Path, like: Path) -> None:
+    """Its files may be read by whoever may read `like`: safetensors leaves them to their owner alone."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(like.stat().st_mode)
+
+
 @contextmanager
 def full_disk(path: Path) -> Iterator[None]:
     """Says which disk is full, where writing below `path` finds it so."""

@@ -90,8 +90,8 @@ def test_a_folder_that_may_only_be_read_says_whether_its_process_lives(run: RunF
 
     monkeypatch.setattr("filelock.FileLock.acquire", denied)
     owner = run.path / ".lock.pid"
-    for process, alive in ((f"{os.getpid()} on {socket.gethostname()}", True), (f"{2**22 + 1} on {socket.gethostname()}", False),
-                           ("1 on elsewhere", True)):
+    here = socket.gethostname()
+    for process, alive in ((f"{os.getpid()} on {here}", True), (f"{2**22 + 1} on {here}", False), ("1 on elsewhere", True)):
         owner.write_text(process)
         assert run.working() is alive
 

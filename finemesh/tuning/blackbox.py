@@ -20,6 +20,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from finemesh.constraints import Infeasible, check, judged
+from finemesh.disk import permit
 from finemesh.trial import Job, Outcome, write_outcome
 from finemesh.tuning.data.batches import Encoded, encode, question
 from finemesh.tuning.data.examples import Dialogue
@@ -210,6 +211,7 @@ class Blackbox:
         evaluation = self.validation.by_task(evaluations[-1])
         metrics = {**evaluation.metrics, **method.counts(tuned)}
         method.save(tuned, job.folder / "adapter", self.task.source.public_name)
+        permit(job.folder / "adapter", like=job.folder / "curve.jsonl")
         whole = job.steps >= self.task.steps or not method.trains
         return replace(
             base, state="complete" if whole else "pruned", validation_loss=evaluation.loss, metrics=metrics,

@@ -34,6 +34,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
 
+from finemesh.disk import permit
 from finemesh.errors import FieldError
 from finemesh.tuning.heads import head_of, load_with_head
 
@@ -274,6 +275,8 @@ def _convert(file: Path, folder: Path) -> None:
         fresh.generation_config = loaded.generation_config
         fresh.save_pretrained(draft)
         AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(draft)
+        permit(draft, like=draft / "config.json")
+        draft.chmod(folder.parent.stat().st_mode)  # the cache may be one for several people
         os.replace(draft, folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)

@@ -55,6 +55,8 @@ def test_an_outcome_is_whole_and_written(box, tmp_path):
     assert outcome.trainable_parameters == sum(p.numel() for p in METHODS["lora"].prepare(
         tiny.causal(), LORA, box.context(0)).parameters() if p.requires_grad)
     assert outcome.adapter_mb > 0
+    usual = (tmp_path / "outcome.json").stat().st_mode
+    assert {file.stat().st_mode for file in (tmp_path / "adapter").iterdir()} == {usual}  # not its owner's alone
     assert not (tmp_path / "checkpoint.safetensors").exists()
     assert [line["step"] for line in lines] == [0, 1, 2, 3, 4]
 

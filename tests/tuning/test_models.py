@@ -89,6 +89,8 @@ def test_a_gguf_file_is_converted_once_and_whole(tmp_path, cache):
     assert find_model(str(tmp_path / "tiny.gguf")) == source
     assert (Path(source.location) / "model.safetensors").stat().st_mtime_ns == stamp
     assert source.public_name == "tiny.gguf"
+    assert Path(source.location).stat().st_mode == cache.stat().st_mode  # others may read it, too
+    assert len({file.stat().st_mode for file in Path(source.location).iterdir()}) == 1
     ids = torch.arange(6, 20)[None]
     plain = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="tiny.gguf", dtype=torch.float32)
     with torch.no_grad():
