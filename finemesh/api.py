@@ -23,10 +23,9 @@ from finemesh.preparation import (
     prepare,
     prepared_task,
     refuse_point,
-    searched_space,
     whole_space,
 )
-from finemesh.reading import model_of, read_asked, read_data
+from finemesh.reading import read_asked
 from finemesh.results.report import write_report
 from finemesh.results.summary import status as read_status
 from finemesh.run import RunFolder, process_name
@@ -64,7 +63,7 @@ def search(config: Config, *, observer: Observer | None = None, here: int | None
     if storage:
         database.check(storage)
     with _begun(run, config, lambda free: _lend_a_hand(run, config, watcher, here, free)):
-        study = prepare(config, run, here)
+        study = prepare(config, run, here, watcher.message)
         earlier = earlier_points(config, run, study)
         for note in _remarks(config, study) if not (run.path / "trials").exists() else ():
             watcher.message(note)
@@ -105,7 +104,7 @@ def tune(config: Config, method: str, settings: Mapping[str, Any], steps: int | 
     run = RunFolder(config.out)
     point = whole_space().point(method, settings, METHODS[method].reference)
     with _begun(run, config):
-        study = prepare(config, run)
+        study = prepare(config, run, say=(observer or Nobody()).message)
         refuse_point(config, study.splits, method, point)
         earlier = run.outcomes()
         length = steps or config.search.steps
@@ -151,14 +150,12 @@ def check(config: Config, message: Callable[[str], None] = lambda text: None) ->
     quieten()
     if config.storage != "sqlite":
         database.check(config.storage)
-    source = model_of(config)
-    splits = read_data(config, source)
-    searched_space(config, splits, source)
     parent = None if config.executor == "local" else next(p for p in Path(config.out).absolute().parents if p.is_dir())
     with tempfile.TemporaryDirectory(dir=parent) as temporary:
         run = RunFolder(Path(temporary) / "check")
         run.path.mkdir()
-        study = prepare(config, run)
+        study = prepare(config, run, say=message)
+        splits, source = study.splits, study.task.source
         warnings = _remarks(config, study)
         earlier_points(config, run, study)
         with _workers(run, replace(study.task, steps=CHECK_STEPS), config, 1) as executor:
@@ -178,13 +175,14 @@ def check(config: Config, message: Callable[[str], None] = lambda text: None) ->
             warnings.append(f"{name}: {outcome.error}")
     mean = sum(m["trial_seconds"] for m in methods.values()) / max(1, len(methods))
     repeats = config.search.repeats * (3 + len(study.references)) + 2 * config.search.extra_repeats
-    summary = study.splits.summary()
-    searching = mean * _rule(config.search).share * config.search.trials / config.workers
+    summary, rule = splits.summary(), _rule(config.search)
+    searching = mean * rule.share * config.search.trials / config.workers
     finishing = mean * repeats / config.workers
     return {"task": splits.task, "format": splits.format, "rows": summary["rows"],
             **{name: summary[name] for name in ("tasks",) if name in summary}, "duplicates": splits.duplicates,
             "dropped": splits.dropped, "data_hash": summary["data_hash"], "model": source.public_name,
             "precision": study.task.precision.name, "epochs_a_trial": round(steps * batch / len(splits.train), 2),
+            "judged_after": rule.earliest if rule.earliest < steps else None,
             "base_memory_mb": next((o.base_memory_mb for o in outcomes.values() if o.base_memory_mb), None),
             "methods": methods, "search_seconds": round(min(searching, 3600 * (config.search.hours or math.inf)) + finishing),
             "warnings": warnings}

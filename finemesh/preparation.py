@@ -31,6 +31,7 @@ from finemesh.tuning.models import (
     ModelSource,
     context_length,
     context_of,
+    fetch,
     load_skeleton,
     load_tokenizer,
     quieten,
@@ -131,10 +132,10 @@ class _Fit:
         return METHODS[method].refuses(self.model, point, self.context)
 
 
-def prepare(config: Config, run: RunFolder, here: int | None = None) -> Study:
+def prepare(config: Config, run: RunFolder, here: int | None = None, say: Callable[[str], None] = lambda text: None) -> Study:
     """What the study of a locked and begun run folder stands on; made the first time, read afterwards.
 
-    `here`: workers that this machine has at a time; left out: all of them.
+    `here`: workers that this machine has at a time; left out: all of them. `say` is told what takes long.
     """
     quieten()
     source = model_of(config)
@@ -146,6 +147,8 @@ def prepare(config: Config, run: RunFolder, here: int | None = None) -> Study:
             splits = read_data(config, source)
             splits.write(run.splits)
             write_json(run.sources, contents(config.data))
+        with config.placed():
+            fetch(source, splits.task, say)
         space = searched_space(config, splits, source)
         known = run.task.exists()
         task = prepared_task(config, run) if known else _task(config, run, source, splits, here or config.workers)

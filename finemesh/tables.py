@@ -33,7 +33,9 @@ def print_check(found: Mapping[str, Any], console: Console) -> None:
     console.print(_pairs({
         "model": f"{found['model']}, {found['precision']}" + _memory(found["base_memory_mb"]),
         "data": f"{found['format']}\n{rows} rows" + (f"; left out: {', '.join(left_out)}" if left_out else ""),
-        "a trial": f"sees the training rows {found['epochs_a_trial']:.2g} times",
+        "a trial": f"sees the training rows {found['epochs_a_trial']:.2g} times"
+                   + (f"\nfirst judged after {words.count(found['judged_after'], 'step')} (search.min_steps)"
+                      if found["judged_after"] else ""),
         "the search": f"about {words.duration(found['search_seconds'])}, with the repeats and references at its end",
     }))
     if "tasks" in found:

@@ -148,11 +148,12 @@ def test_predict_prints_a_line_a_row(folder: Path, fake: Fake, capsys: Captured)
 def test_check(folder: Path, fake: Fake, capsys: Captured) -> None:
     found = {"task": "instruct", "format": "Alpaca (output)", "rows": {"train": 8000, "test": 10}, "duplicates": 3,
              "dropped": 0, "model": "some/model", "precision": "bf16", "epochs_a_trial": 2.37, "base_memory_mb": 824.0,
-             "methods": {"lora": LORA}, "search_seconds": 7300, "warnings": ["few rows"]}
+             "judged_after": 5, "methods": {"lora": LORA}, "search_seconds": 7300, "warnings": ["few rows"]}
     fake(check=found)
     assert main(["check", "mine.yaml"]) == 0
     text = capsys.readouterr().out
-    for part in ("8,000 train", "left out: 3 duplicates", "812 MB", "2 min", "2,442,240", "2 h 2 min", "Warning: few"):
+    for part in ("8,000 train", "2.4 times", "first judged after 5 steps (search.min_steps)", "left out: 3 duplicates",
+                 "812 MB", "2 min", "2,442,240", "2 h 2 min", "Warning: few"):
         assert part in text
     assert main(["check", "mine.yaml", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == found
@@ -167,7 +168,8 @@ def test_check_shows_a_mixture(folder: Path, fake: Fake, capsys: Captured) -> No
              "rte": {"cluster": "entailment", "rows": {"train": 0, "validation": 49, "test": 51}}}
     fake(check={"task": "instruct", "format": "instructions", "rows": {"train": 400, "validation": 49, "test": 51},
                 "tasks": tasks, "duplicates": 0, "dropped": 0, "model": "some/model", "precision": "bf16",
-                "epochs_a_trial": 2.37, "base_memory_mb": 824.0, "methods": {"lora": LORA}, "search_seconds": 60,
+                "epochs_a_trial": 2.37, "judged_after": None, "base_memory_mb": 824.0, "methods": {"lora": LORA},
+                "search_seconds": 60,
                 "warnings": []})
     assert main(["check", "mine.yaml"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]

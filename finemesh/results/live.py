@@ -237,7 +237,10 @@ class Display:
                                 (words.settings(run.job.hyperparameters), "bright_black"))
             curve = run.train if len(run.train) > len(run.validation) else run.validation
             losses = [words.loss(loss) for loss in (run.validation[:1] + run.validation[1:][-1:])]
-            text = f"  step {max(0, run.step)}/{run.job.steps}  {' → '.join(losses)}  "
+            if run.step < 0:
+                yield Text("  preparing: the model is loaded, or the method put into it", "bright_black")
+                continue
+            text = f"  step {run.step}/{run.job.steps}  {' → '.join(losses)}  "
             yield Text.assemble(text, (words.spark(curve, min(30, width - len(text))), "cyan"))
 
     def trouble(self) -> Text:

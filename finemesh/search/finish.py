@@ -64,6 +64,9 @@ def finish(
         if len(objectives) == 1:
             for method, trial in _underrated(plan, ended, outcomes, space, constraints or {}).items():
                 plan.promote(method, trial, run)
+                if trial.state == "pruned":
+                    observer.message(f"The reference settings of {method}, which were given up after {trial.steps} of {steps} "
+                                     "steps, do better than the leaders: trials are judged too early; raise search.min_steps.")
                 ended |= _run_all(plan.leading[trial.number], "references that lead", runs, observer, clock)
                 candidates.append(trial)
         _copy_twins(plan, ended)

@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,6 +153,21 @@ def load_model(source: ModelSource, task: TaskName, *, labels: Sequence[str] = (
     model.name_or_path = source.public_name
     config.use_cache = False
     return model.requires_grad_(False).eval()
+
+
+def fetch(source: ModelSource, task: TaskName, say: Callable[[str], None]) -> None:
+    """A hub model's weights that are not here yet, once: workers would wait for them in silence, and for each other."""
+    if Path(source.location).is_dir():
+        return
+    auto: Any = AutoModelForCausalLM if task == "instruct" else AutoModelForSequenceClassification
+    try:
+        auto.from_pretrained(source.location, device_map="meta", local_files_only=True)
+    except OSError:
+        say(f"{source.name} is downloaded from the hub, once: a large model takes minutes ...")
+        try:
+            auto.from_pretrained(source.location, device_map="meta")
+        except OSError as error:
+            raise FieldError(f"the weights of {source.name} cannot be downloaded ({_first_line(error)}).", "model") from error
 
 
 def load_skeleton(source: ModelSource, task: TaskName, *, labels: Sequence[str] = ()) -> PreTrainedModel:

@@ -170,6 +170,7 @@ def test_the_display_says_where_the_search_is() -> None:
     display.ended(ended(1, None, "failed"))
     display.ended(ended(2, 1.9, method="prompt"))
     display.started(job(3))
+    assert "preparing: the model is loaded" in "\n".join(shown(display, 100))
     for step, loss in ((0, 2.6), (10, 2.1), (20, 1.8)):
         display.progress(3, {"step": step, "train_loss": loss, "validation_loss": loss})
     text = "\n".join(shown(display, 100))

@@ -188,6 +188,7 @@ def test_reference_settings_that_were_given_up_and_do_better_are_a_leader(fake: 
     assert {one["number"] for one in document["noise"]["leaders"]} == {0, 1, 2, 3}
     assert document["reference"]["lora"]["loss"] == winner["loss"]
     assert watcher.phases[1:] == [("leaders and references", 10), ("references that lead", 2)]
+    assert any("of lora, which were given up after" in text and "raise search.min_steps" in text for text in watcher.messages)
     copy = read_outcome(tmp_path / "whole/reference/lora-2")
     assert copy is not None
     assert (copy.duplicate_of, copy.seed) == (3, 2)

@@ -21,7 +21,15 @@ from transformers import (
 
 from finemesh.errors import FieldError, InputError
 from finemesh.tuning import models
-from finemesh.tuning.models import ModelSource, context_length, find_model, load_model, load_skeleton, load_tokenizer
+from finemesh.tuning.models import (
+    ModelSource,
+    context_length,
+    fetch,
+    find_model,
+    load_model,
+    load_skeleton,
+    load_tokenizer,
+)
 from tests import tiny
 
 NAMES = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
@@ -137,6 +145,24 @@ def test_a_folder_in_the_hubs_cache_has_the_hubs_name(folder, tmp_path):
     snapshot.parent.mkdir(parents=True)
     folder.rename(snapshot)
     assert find_model(str(snapshot)).public_name == "maker/small--one"
+
+
+def test_a_hub_model_that_is_not_here_yet_is_said(folder, tmp_path, monkeypatch):
+    cached = tmp_path / "hub" / "models--maker--small"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs/main").write_text("0a1b")
+    (cached / "snapshots").mkdir()
+    folder.rename(cached / "snapshots/0a1b")
+    weights = cached / "snapshots/0a1b/model.safetensors"
+    weights.rename(tmp_path / "weights")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    said = []
+    with pytest.raises(FieldError, match="the weights of maker/small cannot be downloaded"):
+        fetch(find_model("maker/small"), "instruct", said.append)
+    assert said == ["maker/small is downloaded from the hub, once: a large model takes minutes ..."]
+    (tmp_path / "weights").rename(weights)
+    fetch(find_model("maker/small"), "instruct", said.append)
+    assert len(said) == 1
 
 
 def test_a_shard_that_is_missing_is_named_at_once(folder):

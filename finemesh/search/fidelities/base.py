@@ -44,6 +44,10 @@ class Fidelity(Protocol):
     def share(self) -> float:
         """At most so much of a full trial is trained for each point, on average over many."""
 
+    @property
+    def earliest(self) -> int:
+        """The fewest steps that a trial is judged by."""
+
     def knowing(self, points: int) -> "Fidelity":
         """The rule of a search that knows so many of its points from the beginning."""
 

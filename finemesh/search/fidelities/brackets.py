@@ -61,6 +61,10 @@ class Brackets:
                                                              for rung, above in pairwise(shape)) for shape in self.shapes)
         return trained / (self._turn * self.shapes[0][-1].steps)
 
+    @property
+    def earliest(self) -> int:
+        return min(shape[0].steps for shape in self.shapes)
+
     def kept(self, history: History) -> Set[int]:
         """A bracket that the budget cut short may yet get more points, and may be decided as it is."""
         return {number for may_begin in (True, False) for decision in self._decisions(history, may_begin)

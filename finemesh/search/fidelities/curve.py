@@ -22,6 +22,10 @@ class Curve:
     min_steps: int
     share = 1.0  # where no trial is hopeless
 
+    @property
+    def earliest(self) -> int:
+        return self.min_steps
+
     def knowing(self, points: int) -> "Curve":
         return self
 

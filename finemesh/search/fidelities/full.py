@@ -12,6 +12,10 @@ class Full:
     steps: int
     share = 1.0
 
+    @property
+    def earliest(self) -> int:
+        return self.steps
+
     def knowing(self, points: int) -> "Full":
         return self
 

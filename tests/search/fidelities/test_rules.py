@@ -130,8 +130,10 @@ def test_what_is_left_of_the_budget_is_decided_among_itself(fake: SimpleNamespac
 
 @pytest.mark.parametrize(("fidelity", "points"), [("full", 9), ("halving", 18), ("hyperband", 17)])
 def test_the_share_of_a_trial_that_a_point_costs(fake: SimpleNamespace, tmp_path: Path, fidelity: str, points: int) -> None:
-    _, steps = simulation.search(fake, tmp_path, fidelity, points=points)
-    assert FIDELITIES[fidelity](simulation.FULL, None, 3).share == pytest.approx(steps / (points * simulation.FULL))
+    outcomes, steps = simulation.search(fake, tmp_path, fidelity, points=points)
+    rule = FIDELITIES[fidelity](simulation.FULL, None, 3)
+    assert rule.share == pytest.approx(steps / (points * simulation.FULL))
+    assert rule.earliest == min(outcome.steps for outcome in outcomes)
 
 
 def test_hyperband_begins_at_every_rung(fake: SimpleNamespace, tmp_path: Path) -> None:
