@@ -42,6 +42,8 @@ from finemesh.search.samplers import OPTIMIZERS
 from finemesh.search.study import run_search, trials_in_flight
 from finemesh.search_config import SearchConfig
 from finemesh.trial import Job, Outcome, read_outcome, write_json
+from finemesh.tuning.blackbox import FORWARD_SHARE
+from finemesh.tuning.data.split import Splits
 from finemesh.tuning.environment import worker_environment
 from finemesh.tuning.methods import METHODS, describe
 from finemesh.tuning.models import quieten
@@ -49,6 +51,7 @@ from finemesh.tuning.predictions import predictions
 from finemesh.tuning.task import Task
 
 CHECK_STEPS = 4
+ENOUGH_ROWS = 200  # to validate on, where a trial trains on few
 ANSWERS = 3  # test prompts that are answered before and after
 
 
@@ -92,7 +95,20 @@ def _remarks(config: Config, study: Study) -> list[str]:
     trials, methods = config.search.trials, len(study.references)
     few = [f"search.trials: {trials} trials do not try each of the {methods} methods: the others are only measured with their "
            "reference settings, at the end"] if trials < methods else []
-    return [*study.splits.notes, *few]
+    return [*study.splits.notes, *few, *_mostly_validated(config, study.splits)]
+
+
+def _mostly_validated(config: Config, splits: Splits) -> list[str]:
+    """Where more than half of a trial's work, at the least, is to look at the validation rows twice."""
+    rows, trained, share = len(splits.validation), config.search.steps * config.search.batch_size, config.data.validation
+    looked, enough = 2 * FORWARD_SHARE * rows, max(ENOUGH_ROWS, trained // 4)
+    if looked <= trained or rows <= enough:
+        return []
+    fewer = f"some {enough:,} would do"
+    if isinstance(share, float) and not config.data.held_out:
+        fewer += f" (data.validation: {share * enough / rows:.1g})"
+    return [f"validation has {rows:,} rows, and a trial trains on {trained:,}: about {100 * looked / (looked + trained):.0f} % "
+            f"of its time goes into validation; {fewer}"]
 
 
 def tune(config: Config, method: str, settings: Mapping[str, Any], steps: int | None = None, out: str | None = None,

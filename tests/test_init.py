@@ -31,6 +31,15 @@ def test_what_is_guessed_loads(folder: Path) -> None:
     assert config.spaces is None
 
 
+def test_of_many_rows_about_a_thousand_judge(folder: Path) -> None:
+    Path("many.jsonl").write_text("".join(json.dumps({"text": f"{n}", "label": n % 2}) + "\n" for n in range(15_000)))
+    found = init.write_config("many.jsonl", Path("finemesh.yaml"))
+    config = load_config("finemesh.yaml")
+    assert (config.data.validation, config.data.test) == (0.07, 0.07)
+    assert 900 < found["rows"]["validation"] < 1200
+    assert 900 < found["rows"]["test"] < 1200
+
+
 def test_its_options_load_too(folder: Path) -> None:
     init.write_config("train.jsonl", Path("finemesh.yaml"))
     text = Path("finemesh.yaml").read_text()
