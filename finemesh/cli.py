@@ -178,7 +178,7 @@ def report(
         from finemesh import api
 
         path = api.report(run)
-        output.show({"report": str(path)}, lambda _, console: console.print(str(path), soft_wrap=True))
+        output.show({"report": str(path)}, lambda _, console: console.print(str(path), soft_wrap=True, markup=False))
         if show:
             import webbrowser
 

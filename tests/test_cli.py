@@ -178,11 +178,12 @@ def test_check_shows_a_mixture(folder: Path, fake: Fake, capsys: Captured) -> No
 
 
 def test_report_prints_its_path(folder: Path, fake: Fake, capsys: Captured) -> None:
-    fake(report=folder / "runs" / "report.html")
+    page = folder / "runs [lr]" / "report.html"  # no markup
+    fake(report=page)
     assert main(["report", "runs"]) == 0
-    assert capsys.readouterr().out == f"{folder / 'runs' / 'report.html'}\n"
+    assert capsys.readouterr().out == f"{page}\n"
     assert main(["report", "runs", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"report": str(folder / "runs" / "report.html")}
+    assert json.loads(capsys.readouterr().out) == {"report": str(page)}
 
 
 def test_methods(folder: Path, fake: Fake, capsys: Captured) -> None:

@@ -34,7 +34,9 @@ def finding(record: Record) -> str:
     untuned = next((row for row in rows if row.kind == "untuned" and row.loss is not None), None)
     references = sorted((row for row in rows if row.kind == "reference" and row.loss is not None),
                         key=lambda row: row.loss or 0.0)
-    best_reference = next((row for row in references if row.breaks is None), None)
+    own = [row for row in references if row.method == winner.method
+           and row.result.get("hyperparameters") == winner.result.get("hyperparameters")]
+    best_reference = next((row for row in references if row.breaks is None and row not in own), None)
     behind = best_reference is not None and best_reference.compared(winner) < 0
     text = f"{winner.method} with {winner.settings} is the best {'of the trials' if behind else 'fine-tuning found'}: its " \
            f"loss on rows that the search never saw is {words.loss(winner.loss)} " \
@@ -43,8 +45,9 @@ def finding(record: Record) -> str:
     if untuned:
         text += {1: difference(untuned), 0: " Whether fine-tuning helps at all cannot be told from this test split.",
                  -1: " The untuned model does better."}[untuned.compared(winner)]
+    text += f" These are the reference settings of {winner.method}." if own else ""
     if best_reference is not None:
-        text += against(winner, best_reference)
+        text += against(winner, best_reference, "best other" if own else "best")
     if behind and best_reference is not None and best_reference.method not in {o.method for o in record.trials}:
         text += f" No trial was of {best_reference.method}: give the search at least as many as there are methods " \
                 f"({len((record.finish or {})['reference'])})."
@@ -67,8 +70,8 @@ def difference(row: Row) -> str:
     return "" if above is None else f" Row by row that is lower by {words.loss(above['loss'])} ({words.interval(above)})."
 
 
-def against(winner: Row, reference: Row) -> str:
-    name = f"the best reference settings ({reference.method}, {words.loss(reference.loss)})"
+def against(winner: Row, reference: Row, which: str) -> str:
+    name = f"the {which} reference settings ({reference.method}, {words.loss(reference.loss)})"
     how = "compared row by row" if reference.above_winner is not None else "by their intervals"
     sure = reference.compared(winner)
     if sure == 0:

@@ -45,7 +45,7 @@ def print_probe(document: Mapping[str, Any], console: Console) -> None:
                              oscillation_rows(document, way)))
     console.print(_table("Rise of the loss nearby, nats", ["", "loss", "worst", "mean"], flatness_rows(document)))
     for file in document["files"]:
-        console.print(file, soft_wrap=True)
+        console.print(file, soft_wrap=True, markup=False)
 
 
 def concentration_rows(document: Mapping[str, Any]) -> list[list[str]]:

@@ -87,6 +87,18 @@ def test_the_winner_is_compared_honestly(make_run: Make, gain: float, words: str
     assert words in " ".join(printed(print_summary, make_run(gain=gain)).split())
 
 
+def test_a_winner_with_reference_settings_is_not_compared_with_itself(make_run: Make) -> None:
+    run = make_run()
+    finish = json.loads((run / "finish.json").read_text())
+    winner = finish["winner"]
+    shared = ("loss", "low", "high", "metrics", "hyperparameters")
+    finish["reference"][winner["method"]] = {name: winner[name] for name in shared}
+    (run / "finish.json").write_text(json.dumps(finish))
+    text = " ".join(printed(print_summary, run).split())
+    assert f"These are the reference settings of {winner['method']}. It also beats the best other reference settings (" in text
+    assert f"reference settings ({winner['method']}," not in text
+
+
 def test_a_winner_behind_settings_that_no_trial_had_is_only_the_best_of_the_trials(make_run: Make) -> None:
     run = make_run(gain=-0.5)
     text = " ".join(printed(print_summary, run).split())

@@ -1,5 +1,6 @@
 """report.html: one file that loads nothing, readable on a phone and in the dark. Python counts, the template draws."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ def too_few(found: list[Importance]) -> str:
 
 
 def commands(record: Record) -> str:
-    out = record.config.get("out") or str(record.folder)
+    out = shlex.quote(record.config.get("out") or str(record.folder))
     lines = ["# save the config below as finemesh.yaml, then:", "finemesh search finemesh.yaml --out again"]
     winner = (record.winner or {}).get("number", record.best.number if record.best else None)
     if winner is not None:

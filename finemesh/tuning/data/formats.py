@@ -61,8 +61,8 @@ def _chat(cells: Cells, task: Task, answered: bool) -> list[Dialogue]:
 def _prompt_completion(cells: Cells, task: Task, answered: bool) -> list[Dialogue]:
     """Either side may be a list of messages too, as TRL's conversational prompts are."""
     if isinstance(cells.value("prompt"), list):
-        answer = _turns(cells, "completion") if answered else []
-        return _dialogues([*_turns(cells, "prompt"), *answer], cells, answered)
+        asked = _turns(cells, "prompt")  # first, so that of two that are wrong this one is named
+        return _dialogues([*asked, *(_turns(cells, "completion") if answered else [])], cells, answered)
     return _asked(cells, cells.text("prompt"), "", cells.text("completion") if answered else "", answered)
 
 

@@ -110,6 +110,10 @@ def test_it_says_what_was_found_and_shows_each_row(make_run: Make) -> None:
     assert len(page.of("whisker")) >= 6
     assert "9f2c41d07be6" in everything
     assert "finemesh search" in everything
+    config = (run / "config.yaml").read_text().replace("out: runs/demo", "out: runs/my data")
+    (run / "config.yaml").write_text(config)
+    assert f"finemesh tune 'runs/my data' --trial {winner['number']}" in "".join(
+        Page(write_report(run).read_text(encoding="utf-8")).texts["pre"])
     assert "bf16" in "".join(page.texts["dd"])
 
 

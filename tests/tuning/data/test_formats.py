@@ -187,6 +187,7 @@ def test_a_row_that_asks_nothing() -> None:
     ([{"prompt": "a", "completion": None}], {}, ["line 1", "but it is null"]),
     ([{"instruction": "a", "input": ["x"], "output": "b"}], {}, ["line 1", "'input' must be text, but it is a list"]),
     ([{"messages": "hello"}], {}, ["line 1", "'messages' must be a list of objects, but it is text"]),
+    ([{"prompt": ["a"], "completion": "b"}], {}, ["line 1", "'prompt' must be a list of objects, but it is a list"]),
     ([{"messages": "[{"}], {}, ["line 1", "malformed JSON"]),
     ([{"messages": "[" * 100_000}], {}, ["line 1", "'messages' holds malformed JSON: brackets within brackets"]),
     ([{"messages": '[{"role": ' + "7" * 5000 + "}]"}], {}, ["line 1", "an integer of more than 4300 digits"]),
