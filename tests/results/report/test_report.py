@@ -137,7 +137,7 @@ def test_a_chart_leaves_room_for_its_longest_label(make_run: Make) -> None:
     assert longest == [len("1.234"), max(map(len, leaders))]
 
 
-def test_a_large_search_stays_small_and_tells_what_mattered(make_run: Make) -> None:
+def test_a_large_search_stays_small_and_tells_what_mattered(make_run: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(trials=150, methods=("lora", "full"), fates={3: "failed"}, space=True)
     path = write_report(run)
     assert path.stat().st_size < 400_000
@@ -147,6 +147,10 @@ def test_a_large_search_stays_small_and_tells_what_mattered(make_run: Make) -> N
     for shares in found.values():
         assert max(shares, key=lambda name: shares[name]) == "learning_rate"
         assert sum(shares.values()) == pytest.approx(1.0)
+    monkeypatch.setattr("finemesh.results.report.importance.MOST", 40)  # every second one, of both methods
+    for one in importances(record, spaces(record)):
+        assert one.shares[0][0] == "learning_rate"
+        assert dict(one.shares) != found[one.method]
 
 
 def test_too_few_trials_are_said_to_be(make_run: Make) -> None:
