@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 app = typer.Typer(name="finemesh", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="Finds the best way to fine-tune a language model on your data, within your budget.",
                   epilog="Start with: finemesh init DATA, then finemesh search finemesh.yaml")
-GO_ON = ("search", "demo")
+GO_ON = ("search", "demo", "tune")
 INTERRUPTED = 130  # what typer makes of Ctrl-C
 
 
@@ -294,5 +294,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"Error: {message}" if message else "", file=sys.stderr)
     if status == INTERRUPTED:
         again = f" What has ended is kept; go on with: finemesh {shlex.join(given)}"
-        print("Interrupted." + (again if given[0] in GO_ON else ""), file=sys.stderr)
+        anew = any(text.partition("=")[0] == "--trial" for text in given)  # a trial is done again from its beginning
+        print("Interrupted." + (again if given[0] in GO_ON and not anew else ""), file=sys.stderr)
     return int(status)

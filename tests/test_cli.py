@@ -205,9 +205,12 @@ def test_ctrl_c_says_how_to_go_on(folder: Path, fake: Fake, capsys: Captured) ->
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.splitlines()[-1].endswith("go on with: finemesh search mine.yaml --trials 5")
-    fake(check=KeyboardInterrupt())
-    assert main(["check", "mine.yaml"]) == 130
-    assert capsys.readouterr().err.splitlines()[-1] == "Interrupted."
+    fake(check=KeyboardInterrupt(), tune=KeyboardInterrupt(), tune_again=KeyboardInterrupt())
+    for command, more in ((["check", "mine.yaml"], False), (["tune", "mine.yaml", "--method", "lora"], True),
+                          (["tune", "mine", "--trial", "7"], False)):
+        assert main(command) == 130
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert said.endswith("go on with: finemesh tune mine.yaml --method lora") if more else said == "Interrupted."
 
 
 @pytest.mark.parametrize(("error", "status", "message"), [

@@ -17,6 +17,8 @@ from finemesh.errors import InputError, NoSuchFile, nearest
 from finemesh.tuning.data.corpora import read_hub, read_package
 from finemesh.tuning.data.rows import Row, parsed
 
+PACKED = (".gz", ".zip", ".bz2", ".xz", ".zst", ".tar", ".tgz")
+
 
 def read_rows(source: str, columns: Mapping[str, str | int] | None = None) -> list[Row]:
     """The rows of a file, of `package:chatterbot-corpus`, or of a hub data set (NAME, NAME:SPLIT or NAME:CONFIG:SPLIT).
@@ -43,6 +45,8 @@ def _names_a_file(source: str) -> bool:
 def _read_file(path: Path, source: str, wanted: list[str]) -> list[Row]:
     if path.is_dir():
         raise InputError("this is a directory; name one file in it", file=source)
+    if path.exists() and path.suffix.lower() in PACKED:
+        raise InputError(f"this is packed; unpack it and name the file in it, as {path.with_suffix('').name}", file=source)
     if path.exists() and path.suffix.lower() not in READERS:
         raise InputError(f"unknown kind of file {path.suffix or path.name!r}.{nearest(path.suffix, READERS)}",
                          file=source)

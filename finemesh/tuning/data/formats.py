@@ -77,7 +77,8 @@ def _turns(cells: Cells, field: str) -> list[Turn]:
         name = f"{cells.columns[field]}: message {number}"
         role = message.get("role", message.get("from"))
         if not isinstance(role, str) or role.lower() not in ROLES:
-            raise cells.row.error(f"{name} has the role {shown(role)}.{nearest(str(role), ROLES)}")
+            raise cells.row.error(f"{name} has the role {shown(role)}.{nearest(str(role), ROLES)} Rename it (what a tool said "
+                                  "can be a user's turn), or leave the row out.")
         content = message.get("content", message.get("value"))
         if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
             content = "".join(cells.checked(part.get("text"), name) for part in content)

@@ -128,6 +128,7 @@ def test_hidden_byte_order_mark_in_a_table(tmp_path: Path) -> None:
     ("d.parquet", "not parquet", ["not a readable parquet file"]),
     ("d.txt", "text", ["unknown kind of file '.txt'", ".jsonl"]),
     ("d", "text", ["unknown kind of file 'd'"]),
+    ("d.jsonl.gz", "text", ["this is packed; unpack it and name the file in it, as d.jsonl"]),
     ("d.jsonl", b'{"a": "ok"}\n{"a": "caf\xe9"}\n', ["line 2", "0xe9", "offset 22", "UTF-8"]),
     ("d.csv", b'\xef\xbb\xbftext\n\xff', ["line 2", "0xff", "offset 8"]),
     ("d.csv", "text,label\n".encode("utf-16"), ["line 1", "looks like UTF-16"]),

@@ -194,6 +194,7 @@ def test_a_row_that_asks_nothing() -> None:
     ([{"text": "a", "label": 10**400}], {}, ["line 1", "'label' must be text, but it is a number: 1000", "write it as text"]),
     ([{"text": "a", "label": 10**400}], {"task": "regress"}, ["line 1", "is not a number"]),
     ([{"messages": [{"role": "usr", "content": "x"}]}], {}, ["line 1", "message 1", '"usr"', "Did you mean user?"]),
+    ([{"messages": [{"role": "tool", "content": "x"}]}], {}, ["line 1", '"tool"', "Rename it (what a tool said can"]),
     ([{"messages": [{"content": "x"}]}], {}, ["line 1", "role null"]),
     ([{"messages": [{"role": ["user"], "content": "x"}]}], {}, ["line 1", 'role ["user"]']),
     ([{"messages": [{"role": "user", "content": 3}]}], {}, ["line 1", "message 1", "a number: 3"]),
