@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from finemesh.results import words
-from finemesh.search.intervals import difference, interval
+from finemesh.search.intervals import difference, interval, seed_variance
 from finemesh.tuning.machine import describe_machine, usable_cores
 
 BESIDE = "lora"  # what the other methods are compared with
@@ -81,13 +81,14 @@ def document(results: Mapping[str, Results], datasets: Sequence[Any], searched: 
         methods = {method: _method(of(method), searched[method], references[method])
                    for method in references if of(method)}
         beside = methods.get(BESIDE, {}).get("best", {}).get("runs", [])
+        prior = _seed_variance([entry.get("best", {}).get("runs", []) for entry in methods.values()])
         for entry in methods.values():
             for kind in ("best", "reference"):
-                entry[kind] = _tested(entry.get(kind, {}).get("runs", []), beside)
+                entry[kind] = _tested(entry.get(kind, {}).get("runs", []), beside, prior)
         untuned = of("untuned")
         found[name] = {"model": dataset.model, "steps": dataset.steps, "batch_size": dataset.batch_size,
                        "max_length": dataset.max_length, "rows": dataset.rows,
-                       "untuned": _tested(untuned, []), "methods": methods}
+                       "untuned": _tested(untuned, [], None), "methods": methods}
     ratios = {f"loss_vs_{BESIDE}_{name}_{method}": round(entry["best"]["loss"] / task["methods"][BESIDE]["best"]["loss"], 4)
               for name, task in found.items() for method, entry in task["methods"].items()
               if method != BESIDE and entry["best"] and task["methods"].get(BESIDE, {}).get("best")}
@@ -114,15 +115,21 @@ def _method(lines: Sequence[Line], searched: str, reference: Mapping[str, Any]) 
     return entry
 
 
-def _tested(lines: Sequence[Line], beside: Sequence[Line]) -> dict[str, Any]:
+def _seed_variance(groups: Sequence[Sequence[Line]]) -> float | None:
+    tested = [runs for group in groups if (runs := [line["test"] for line in group if "test" in line])]
+    weights = tested[0][0]["row_weights"] if tested else []
+    return seed_variance([[run["row_losses"] for run in runs] for runs in tested], weights)
+
+
+def _tested(lines: Sequence[Line], beside: Sequence[Line], prior: float | None) -> dict[str, Any]:
     """Loss with its interval over rows and seeds, the difference to LoRA's on the same rows, metrics, and what it cost."""
     runs = [line for line in lines if "test" in line]
     if not runs:
         return {}
     losses, weights = [run["test"]["row_losses"] for run in runs], runs[0]["test"]["row_weights"]
-    entry: dict[str, Any] = {**interval(losses, weights), "seeds": len(runs)}
+    entry: dict[str, Any] = {**interval(losses, weights, prior=prior), "seeds": len(runs)}
     if others := [line["test"]["row_losses"] for line in beside if "test" in line]:
-        entry["above_lora"] = difference(losses, others, weights)
+        entry["above_lora"] = difference(losses, others, weights, prior=prior)
     entry["metrics"] = {name: {"mean": fmean(values), "low": min(values), "high": max(values)}
                         for name in runs[0]["test"]["metrics"]
                         for values in [[run["test"]["metrics"][name] for run in runs]]}

@@ -155,7 +155,7 @@ def results(content: Content) -> str:
     return f"""## What it reached
 
 On {count} that neither training nor the search used. {words.LOSS_WORDS[content["task"]]}
-Losses are means over the seeds {seeds}, intervals are bootstrapped over rows and seeds; this
+Losses are means over the seeds {seeds}, intervals are over rows (bootstrapped) and seeds (Student's t); this
 folder holds the weights of one seed.
 
 {table}"""

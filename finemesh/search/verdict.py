@@ -1,13 +1,13 @@
 """What the test split says of finished runs, each measured once: the result is kept beside the run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from finemesh.run import RunFolder
 from finemesh.search.executors.base import Executor
-from finemesh.search.intervals import difference, interval
+from finemesh.search.intervals import difference, interval, seed_variance
 from finemesh.search.observer import Observer
 from finemesh.trial import read_json, read_outcome, write_json
 
@@ -33,7 +33,8 @@ def tested(executor: Executor, run: RunFolder, folders: Mapping[str, Sequence[Pa
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / "evaluated.json", reply)
     groups = {name: _measured([evaluations[folder] or {} for folder in group]) for name, group in runs.items()}
-    return {name: _result(group, [] if name == winner else groups[winner]) for name, group in groups.items()}
+    seeds = _seed_variance(groups.values())
+    return {name: _result(group, [] if name == winner else groups[winner], seeds) for name, group in groups.items()}
 
 
 def answered(executor: Executor, folder: Path, rows: int, observer: Observer) -> list[dict[str, str]]:
@@ -73,16 +74,22 @@ def _measured(evaluations: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any
     return [evaluation for evaluation in evaluations if "row_losses" in evaluation] or list(evaluations)
 
 
-def _result(measured: Sequence[Mapping[str, Any]], winner: Sequence[Mapping[str, Any]]) -> Result:
+def _seed_variance(groups: Iterable[Sequence[Mapping[str, Any]]]) -> float | None:
+    measured = [_losses(group) for group in groups]
+    weights: Sequence[float] = next((weights for losses, weights in measured if losses), [])
+    return seed_variance([losses for losses, _ in measured if losses], weights)
+
+
+def _result(measured: Sequence[Mapping[str, Any]], winner: Sequence[Mapping[str, Any]], seeds: float | None) -> Result:
     losses, weights = _losses(measured)
     if not losses:
         error = next((evaluation["error"] for evaluation in measured if "error" in evaluation), "no run succeeded")
         return {"loss": None, "low": None, "high": None, "metrics": {}, "error": error}
     metrics = {name: fmean(evaluation["metrics"][name] for evaluation in measured)
                for name in measured[0].get("metrics", {})}
-    result = interval(losses, weights) | {"metrics": metrics}
+    result = interval(losses, weights, prior=seeds) | {"metrics": metrics}
     others, _ = _losses(winner)
-    return result | {"above_winner": difference(losses, others, weights)} if others else result
+    return result | {"above_winner": difference(losses, others, weights, prior=seeds)} if others else result
 
 
 def _losses(evaluations: Sequence[Mapping[str, Any]]) -> tuple[list[Sequence[float]], Sequence[float]]:
