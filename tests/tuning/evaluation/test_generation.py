@@ -47,9 +47,10 @@ def test_a_model_without_keys_and_values_answers_after_its_vectors_too():
     torch.manual_seed(0)
     model = MambaForCausalLM(MambaConfig(vocab_size=tiny.VOCABULARY, hidden_size=32, num_hidden_layers=2, state_size=4))
     for weight in model.parameters():
-        weight.data.add_(0.15 * torch.randn_like(weight))
-    tuned = METHODS["prompt"].prepare(model.requires_grad_(False), METHODS["prompt"].reference, context).eval()
-    question = Encoded([3, 5, 2, 4], [False] * 4)
+        if weight.ndim > 1:
+            weight.data.add_(0.15 * torch.randn_like(weight))
+    tuned = METHODS["prompt"].prepare(model.requires_grad_(False), METHODS["prompt"].reference | {"length": 6}, context).eval()
+    question = Encoded([3, 5, 6, 4], [False] * 4)
     told = list(question.input_ids)
     for _ in range(6):
         told.append(int(tuned(input_ids=torch.tensor([told])).logits[0, -1].argmax()))
