@@ -3,8 +3,7 @@
 Here: real trials of MiniLM-L6, one after the other and side by side, the cores shared among the workers. Simulated: the whole
 search (store, order of telling, samplers) on a recorded landscape (landscapes.py), whose trials take their recorded time on
 a clock of its own, and no time is lost between them. `busy`: the share of the workers' time that trials filled until the
-last one ended, against what as many workers could reach that never wait. `regret`: of the loss, beside that of one worker
-with as many trials.
+last one ended, against what as many workers could reach that never wait. `regret`: of the loss. Medians over seeds.
 
     python benchmarks/scale.py [--quick] [--here-only | --simulated-only] [--simulate 1,10,...] [--json]
 """
@@ -14,6 +13,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -38,6 +38,7 @@ HERE = Path(__file__).parent
 REAL = 24  # trials
 PER_WORKER = 10  # simulated trials for each worker, but at least FEWEST and at most MOST in all
 FEWEST, MOST = 60, 3000
+SEEDS = {1: 15, 10: 15, 100: 3}  # simulated searches, by workers; of others one
 
 
 def here(workers: int, trials: int, folder: Path) -> float:
@@ -64,13 +65,15 @@ def here(workers: int, trials: int, folder: Path) -> float:
         return trials / (time.monotonic() - start) * 3600
 
 
-def simulated(landscape: Landscape, optimizer: str, workers: int, trials: int, *, reproducible: bool) -> dict[str, float]:
+def simulated(landscape: Landscape, optimizer: str, workers: int, trials: int, seed: int, *,
+              reproducible: bool) -> dict[str, float]:
     replay, in_flight = Replay(landscape, workers), trials_in_flight(workers, reproducible=reproducible)
     start = time.monotonic()
     with in_memory() as folder:
-        outcomes = run_search(landscape.space, OPTIMIZERS[optimizer](0, in_flight), Budget(trials), replay, RunFolder(folder),
-                              seed=0, steps=landscape.steps, in_flight=in_flight, reproducible=reproducible,
-                              first=beginning(landscape.references, landscape.space, landscape.steps))
+        outcomes = run_search(
+            landscape.space, OPTIMIZERS[optimizer](seed, in_flight), Budget(trials), replay, RunFolder(folder), seed=seed,
+            steps=landscape.steps, in_flight=in_flight, reproducible=reproducible,
+            first=beginning(landscape.references, landscape.space, landscape.steps))
     return {"busy": replay.busy / (workers * replay.now), "hours": replay.now / 3600,
             "regret": at(traced(landscape, outcomes), trials) - landscape.lowest,
             "milliseconds_a_trial": 1000 * (time.monotonic() - start) / trials}
@@ -86,9 +89,11 @@ def measure(landscape: Landscape | None, here_workers: list[int], real: int, man
         trials = min(max(FEWEST, PER_WORKER * workers), MOST)
         for optimizer in OPTIMIZERS:
             for reproducible in (True, False) if workers > 1 else (True,):
-                row = simulated(landscape, optimizer, workers, trials, reproducible=reproducible)
+                rows = [simulated(landscape, optimizer, workers, trials, seed, reproducible=reproducible)
+                        for seed in range(SEEDS.get(workers, 1))]
                 found["simulated"].append({"optimizer": optimizer, "workers": workers, "trials": trials,
-                                           "reproducible": reproducible, **row})
+                                           "reproducible": reproducible, "seeds": len(rows),
+                                           **{name: median(row[name] for row in rows) for name in rows[0]}})
                 print(found["simulated"][-1], file=sys.stderr, flush=True)
     ratios = {f"throughput_{workers}_workers_vs_1": rate / found["here"]["1"] for workers, rate in found["here"].items()
               if workers != "1"}
