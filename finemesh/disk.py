@@ -3,7 +3,7 @@
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from finemesh.errors import InputError
@@ -31,7 +31,8 @@ def permit(folder: Path, like: Path) -> None:
     """Its files may be read by whoever may read `like`: safetensors leaves them to their owner alone."""
     for file in folder.rglob("*"):
         if file.is_file():
-            file.chmod(like.stat().st_mode)
+            with suppress(OSError):  # a disk that keeps no permissions
+                file.chmod(like.stat().st_mode)
 
 
 @contextmanager
