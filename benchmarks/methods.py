@@ -44,13 +44,12 @@ DATASETS = (
     Dataset("e2e", SMOLLM, "e2e_valid.jsonl", rows=(800, 64, 128), steps=20, batch_size=8, validations=1),
     Dataset("rte", MINILM, "rte_train.jsonl", "rte_dev32.jsonl", "rte_val.jsonl", steps=40, batch_size=8),
 )
-FEWER = {"alpaca": 3}  # trials of each method, where a run takes minutes
 
 
 @dataclass(frozen=True)
 class Size:
-    """`trials` of each method on each task (FEWER of some), its reference settings among them; then `seeds` of the best of
-    these, the search itself being on seed 0. `stages`: runs of every method on every task before any gets more."""
+    """`trials` of each method on each task, its reference settings among them; then `seeds` of the best of these, the search
+    itself being on seed 0. `stages`: runs of every method on every task before any gets more."""
 
     datasets: tuple[Dataset, ...]
     trials: int
@@ -68,7 +67,7 @@ class Bench(Recording):
 
     def __init__(self, dataset: Dataset, out: Path, results: Path, size: Size, threads: int | None) -> None:
         super().__init__(dataset, out, results, threads)
-        self.trials, self.seeds = min(size.trials, FEWER.get(dataset.name, size.trials)), size.seeds
+        self.trials, self.seeds = size.trials, size.seeds
 
     def next_run(self, method: str, most: int) -> Run | None:
         """What comes after the runs that are known: reference, then the searched setting, then seeds; at most `most`."""
