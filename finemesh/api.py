@@ -26,6 +26,7 @@ from finemesh.preparation import (
     whole_space,
 )
 from finemesh.reading import read_asked
+from finemesh.remarks import remarks
 from finemesh.results.report import write_report
 from finemesh.results.summary import status as read_status
 from finemesh.run import RunFolder, process_name
@@ -42,8 +43,6 @@ from finemesh.search.samplers import OPTIMIZERS
 from finemesh.search.study import run_search, trials_in_flight
 from finemesh.search_config import SearchConfig
 from finemesh.trial import Job, Outcome, read_outcome, write_json
-from finemesh.tuning.blackbox import FORWARD_SHARE
-from finemesh.tuning.data.split import Splits
 from finemesh.tuning.environment import worker_environment
 from finemesh.tuning.methods import METHODS, describe
 from finemesh.tuning.models import quieten
@@ -51,7 +50,6 @@ from finemesh.tuning.predictions import predictions
 from finemesh.tuning.task import Task
 
 CHECK_STEPS = 4
-ENOUGH_ROWS = 200  # to validate on, where a trial trains on few
 ANSWERS = 3  # test prompts that are answered before and after
 
 
@@ -68,7 +66,7 @@ def search(config: Config, *, observer: Observer | None = None, here: int | None
     with _begun(run, config, lambda free: _lend_a_hand(run, config, watcher, here, free)):
         study = prepare(config, run, here, watcher.message)
         earlier = earlier_points(config, run, study)
-        for note in _remarks(config, study) if not (run.path / "trials").exists() else ():
+        for note in remarks(config, study) if not (run.path / "trials").exists() else ():
             watcher.message(note)
         settings = config.search
         with _workers(run, study.task, config, here) as executor:
@@ -88,27 +86,6 @@ def search(config: Config, *, observer: Observer | None = None, here: int | None
                    rows={name: len(study.splits[name]) for name in ("train", "validation", "test")})
         hand_over(run, config)
     return read_status(run.path)
-
-
-def _remarks(config: Config, study: Study) -> list[str]:
-    """What is worth a word before a search."""
-    trials, methods = config.search.trials, len(study.references)
-    few = [f"search.trials: {trials} trials do not try each of the {methods} methods: the others are only measured with their "
-           "reference settings, at the end"] if trials < methods else []
-    return [*study.splits.notes, *few, *_mostly_validated(config, study.splits)]
-
-
-def _mostly_validated(config: Config, splits: Splits) -> list[str]:
-    """Where more than half of a trial's work, at the least, is to look at the validation rows twice."""
-    rows, trained, share = len(splits.validation), config.search.steps * config.search.batch_size, config.data.validation
-    looked, enough = 2 * FORWARD_SHARE * rows, max(ENOUGH_ROWS, trained // 4)
-    if looked <= trained or rows <= enough:
-        return []
-    fewer = f"some {enough:,} would do"
-    if isinstance(share, float) and not config.data.held_out:
-        fewer += f" (data.validation: {share * enough / rows:.1g})"
-    return [f"validation has {rows:,} rows, and a trial trains on {trained:,}: about {100 * looked / (looked + trained):.0f} % "
-            f"of its time goes into validation; {fewer}"]
 
 
 def tune(config: Config, method: str, settings: Mapping[str, Any], steps: int | None = None, out: str | None = None,
@@ -172,7 +149,7 @@ def check(config: Config, message: Callable[[str], None] = lambda text: None) ->
         run.path.mkdir()
         study = prepare(config, run, say=message)
         splits, source = study.splits, study.task.source
-        warnings = _remarks(config, study)
+        warnings = remarks(config, study)
         earlier_points(config, run, study)
         with _workers(run, replace(study.task, steps=CHECK_STEPS), config, 1) as executor:
             outcomes: dict[str, Outcome] = {}

@@ -42,3 +42,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     match = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f" Did you mean {match[0]}?" if match else ""
     return f"{hint} Known: {', '.join(names)}."
+
+
+def first_line(error: BaseException) -> str:
+    """Of what a library says."""
+    return str(error).strip().split("\n")[0] or type(error).__name__

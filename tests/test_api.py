@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from finemesh import api
+from finemesh import api, remarks
 from finemesh.config import load_config
 from finemesh.errors import InputError
 from finemesh.reading import load_data
@@ -228,12 +228,12 @@ def test_several_objectives_give_a_front_whose_lowest_loss_wins(places, tmp_path
 
 
 def test_a_trial_that_would_mostly_validate_is_said_to(places, tmp_path, monkeypatch):
-    monkeypatch.setattr(api, "ENOUGH_ROWS", 5)
+    monkeypatch.setattr(remarks, "ENOUGH_ROWS", 5)
     settings = config(places, tmp_path / "run")
     splits = load_data(settings)
-    assert not api._mostly_validated(settings, splits)
+    assert not remarks._mostly_validated(settings, splits)
     short = settings.model_copy(update={"search": settings.search.model_copy(update={"steps": 1})})
-    [said] = api._mostly_validated(short, splits)
+    [said] = remarks._mostly_validated(short, splits)
     assert re.match(r"validation has \d+ rows, and a trial trains on 8: about [56]\d % of its time goes into validation; "
                     r"some 5 would do \(data.validation: 0.0\d\)", said)
 

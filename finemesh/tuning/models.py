@@ -1,24 +1,17 @@
 """A pretrained model and its tokenizer from a hub name, a folder, a .gguf file or an installed package (package:NAME).
-
-A GGUF model is converted once, in float32 (so that plain transformers gives the same losses), to safetensors in a cache.
 """
 
-import hashlib
 import importlib.util
 import json
-import os
-import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import transformers
-from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
@@ -34,14 +27,13 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
 
-from finemesh.disk import permit
-from finemesh.errors import FieldError
+from finemesh.errors import FieldError, first_line
+from finemesh.tuning.gguf import converted
 from finemesh.tuning.heads import head_of, load_with_head
 
 TaskName = Literal["instruct", "classify", "regress"]
 AFTER_PADDING = frozenset({"camembert", "data2vec-text", "ibert", "longformer", "luke", "mpnet", "roberta",
                            "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"})  # where positions begin
-CONVERSION = "1"  # raised when the conversion changes, so that old cache entries are not used
 
 
 @dataclass(frozen=True)
@@ -59,12 +51,6 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)  # PEFT asks transformers for it
 
 
-def cache_folder() -> Path:
-    """FINEMESH_CACHE, else finemesh in the user's cache folder."""
-    given = os.environ.get("FINEMESH_CACHE")
-    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "finemesh"
-
-
 def find_model(name: str) -> ModelSource:
     """Resolve a config's `model` to something that transformers loads; converts GGUF once. Raises InputError."""
     if name.startswith("package:"):
@@ -73,7 +59,7 @@ def find_model(name: str) -> ModelSource:
     if path.suffix == ".gguf":
         if not path.is_file():
             raise FieldError(f"there is no file {name}. Give a .gguf file, a folder, a hub name or package:NAME.", "model")
-        return ModelSource(name, str(_converted(path)), path.name)
+        return ModelSource(name, str(converted(path)), path.name)
     if path.is_dir():
         if not (path / "config.json").exists():
             raise FieldError(f"the folder {name} holds no config.json, so it is not a transformers model.", "model")
@@ -85,7 +71,7 @@ def find_model(name: str) -> ModelSource:
         AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise FieldError(
-            f"{name!r} is neither a folder here nor a model that the hub gives ({_first_line(error)}). "
+            f"{name!r} is neither a folder here nor a model that the hub gives ({first_line(error)}). "
             "Give a folder, a .gguf file, package:NAME, or a hub name such as HuggingFaceTB/SmolLM2-135M-Instruct.", "model"
         ) from error
     return ModelSource(name, name, name)
@@ -96,7 +82,7 @@ def _check_weights(name: str, folder: Path) -> None:
     try:
         AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        raise FieldError(f"the config.json of {name} cannot be used ({_first_line(error)}). Mend it, or get the model again.",
+        raise FieldError(f"the config.json of {name} cannot be used ({first_line(error)}). Mend it, or get the model again.",
                          "model") from None
     files = list(folder.glob("*.safetensors"))
     if not files and not list(folder.glob("pytorch_model*.bin")):
@@ -109,7 +95,7 @@ def _check_weights(name: str, folder: Path) -> None:
             with safe_open(file, "pt"):
                 pass
         except (SafetensorError, OSError) as error:
-            raise FieldError(f"{file} is damaged or missing ({_first_line(error)}). Get the model again.", "model") from None
+            raise FieldError(f"{file} is damaged or missing ({first_line(error)}). Get the model again.", "model") from None
 
 
 def _public_name(folder: Path) -> str:
@@ -123,7 +109,7 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.location)
     except (OSError, ValueError, TypeError) as error:
-        raise FieldError(f"the tokenizer of {source.name} cannot be loaded ({_first_line(error)}). Put its files "
+        raise FieldError(f"the tokenizer of {source.name} cannot be loaded ({first_line(error)}). Put its files "
                          "(tokenizer.json, tokenizer_config.json) beside config.json.", "model") from None
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= vocabulary_of(source):
         tokenizer.pad_token = tokenizer.eos_token  # rows are told from padding by their length
@@ -146,7 +132,7 @@ def load_model(source: ModelSource, task: TaskName, *, labels: Sequence[str] = (
             else:
                 model = load_with_head(source.location, labels, dtype=dtype)
         except (OSError, SafetensorError) as error:
-            raise FieldError(f"the weights of {source.name} cannot be loaded ({_first_line(error)}).", "model") from error
+            raise FieldError(f"the weights of {source.name} cannot be loaded ({first_line(error)}).", "model") from error
     config: Any = model.config.get_text_config()
     if pad_id is not None:
         config.pad_token_id = pad_id
@@ -167,7 +153,7 @@ def fetch(source: ModelSource, task: TaskName, say: Callable[[str], None]) -> No
         try:
             auto.from_pretrained(source.location, device_map="meta")
         except OSError as error:
-            raise FieldError(f"the weights of {source.name} cannot be downloaded ({_first_line(error)}).", "model") from error
+            raise FieldError(f"the weights of {source.name} cannot be downloaded ({first_line(error)}).", "model") from error
 
 
 def load_skeleton(source: ModelSource, task: TaskName, *, labels: Sequence[str] = ()) -> PreTrainedModel:
@@ -258,44 +244,5 @@ def _found_in_package(name: str) -> tuple[Path, Path]:
 
 def _in_package(name: str) -> ModelSource:
     _, place = _found_in_package(name)
-    location = _converted(place) if place.suffix == ".gguf" else place
+    location = converted(place) if place.suffix == ".gguf" else place
     return ModelSource(name, str(location), f"package:{_module(name).replace('_', '-')}")
-
-
-def _converted(file: Path) -> Path:
-    """The safetensors folder of a GGUF file: converted once, whole or not at all, also when two processes want it."""
-    status = file.stat()
-    key = hashlib.sha256(f"{CONVERSION} {file.resolve()} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()[:16]
-    folder = cache_folder() / "models" / f"{file.stem}-{key}"
-    if folder.exists():
-        return folder
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_suffix(".lock")):
-            if not folder.exists():
-                _convert(file, folder)
-    except Exception as error:  # whatever the reader of a broken file trips over
-        raise FieldError(f"{file} could not be converted from GGUF: {_first_line(error)}", "model") from error
-    return folder
-
-
-def _convert(file: Path, folder: Path) -> None:
-    draft = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
-    try:
-        with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stderr(nowhere):  # a bar that cannot be turned off
-            loaded = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-        config = type(loaded.config).from_dict({k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"})
-        fresh = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # a model loaded from GGUF does not save
-        fresh.load_state_dict(loaded.state_dict())
-        fresh.generation_config = loaded.generation_config
-        fresh.save_pretrained(draft)
-        AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(draft)
-        permit(draft, like=draft / "config.json")
-        draft.chmod(folder.parent.stat().st_mode)  # the cache may be one for several people
-        os.replace(draft, folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from finemesh.errors import InputError
+from finemesh.errors import InputError, first_line
 from finemesh.search.executors.base import Event, Worker
 from finemesh.search.executors.pool import Inbox, Pool
 from finemesh.search.executors.process import WorkerProcess
@@ -205,18 +205,14 @@ class RayWorker:
                 time.sleep(1)
             except failures.OutOfMemoryError as error:
                 self._out_of_memory = True
-                self._obituary = f"the worker died (the node ran out of memory): {_first_line(error)}"
+                self._obituary = f"the worker died (the node ran out of memory): {first_line(error)}"
             except Exception as error:
                 self.lost = not self._killed and not getattr(error, "actor_init_failed", False)
                 why = self._killed or ("its node or its actor was lost" if self.lost else "its actor cannot be started")
-                self._obituary = f"the worker died ({why}): {_first_line(error)}"
+                self._obituary = f"the worker died ({why}): {first_line(error)}"
             else:
                 self._silence = heard["silence"]
                 for message in heard["said"]:
                     self._inbox.put((self, message))
                 self._obituary, self._out_of_memory = heard.get("obituary", ""), heard.get("out_of_memory", False)
         self._inbox.put((self, None))
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
