@@ -9,6 +9,8 @@ from transformers import XLNetConfig
 
 from finemesh import preparation
 from finemesh.cli import main
+from finemesh.config import load_config
+from finemesh.run import RunFolder
 from finemesh.tuning.precision import Precision
 from tests import tiny
 
@@ -66,6 +68,22 @@ def test_what_does_not_fit_is_refused_before_anything_is_spent(
     assert message.startswith(f"Error: {file}, line ")
     assert words in message
     assert not (tmp_path / "run").exists()
+
+
+def test_the_head_s_parameters_are_counted_over_all_answers(places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                            one_precision: None) -> None:
+    """Though few rows are looked at to see whether a method fits."""
+    monkeypatch.setattr(preparation, "LOOKED_AT", 1)
+    file = tmp_path / "mine.yaml"
+    file.write_text(CONFIG.format(model=places / "causal", data=places / "pairs", length=32, methods="head: {}",
+                                  out=tmp_path / "run"))
+    config, run = load_config(file), RunFolder(tmp_path / "run")
+    with run.locked():
+        run.begin(config.model_dump(mode="json"))
+        study = preparation.prepare(config, run)
+    words = {word for example in study.splits.train for word in example.answer.split()}
+    assert len(words) > 2
+    assert study.count("head", study.references["head"]) == (len({*words, "</s>"}) + 1) * 32
 
 
 def test_a_classifier_that_would_read_the_padding_is_refused(places: Path, tmp_path: Path, capsys: Captured) -> None:

@@ -218,7 +218,9 @@ class _Run:
         former = Schedule(saved.progress["horizon"], saved.progress["warmup"])
         longer = Schedule(self.plan.horizon, former.warmup)
         same_way = saved.step <= min(former.decay_start, longer.decay_start) or former.horizon == longer.horizon
-        if saved.step > self.plan.steps or not same_way:
+        fits = {name: tensor.shape for name, tensor in saved.weights.items()} == {
+            name: tensor.shape for name, tensor in self.method.state(self.tuned).items()}
+        if saved.step > self.plan.steps or not same_way or not fits:
             return schedule
         self.method.load_state(self.tuned, saved.weights)
         load_optimizer_state(optimizer, saved.optimizer)

@@ -112,6 +112,16 @@ def test_a_checkpoint_of_another_run_is_not_used(tmp_path):
     assert [line.validation_loss for line in progress.curve] == [line.validation_loss for line in alone.curve]
 
 
+def test_a_checkpoint_of_other_parameters_is_not_used(tmp_path, monkeypatch):
+    """As an earlier version of a method leaves it, which trained others by the same settings."""
+    with monkeypatch.context() as patch:
+        patch.setattr(LORA, "state", lambda tuned, plain=LORA.state: {f"old.{k}": v for k, v in plain(tuned).items()})
+        tune(tmp_path / "a", 12, 20)
+    _, progress = tune(tmp_path / "a", 20, 20)
+    _, whole = tune(tmp_path / "b", 20, 20)
+    assert [line.validation_loss for line in progress.curve] == [line.validation_loss for line in whole.curve]
+
+
 def test_a_checkpoint_that_was_cut_off_is_not_used(tmp_path):
     tune(tmp_path / "a", 12, 20)
     file = tmp_path / "a" / "checkpoint.safetensors"

@@ -19,6 +19,7 @@ from finemesh.tuning.evaluation.metrics import classification_metrics, regressio
 from finemesh.tuning.evaluation.rival import Rival
 from finemesh.tuning.features import Probe, States
 from finemesh.tuning.kernels import runs_in_threads, scored_losses, scored_states
+from finemesh.tuning.kernels.vocabulary import VocabularyHead
 from finemesh.tuning.models import TaskName
 from finemesh.tuning.side_by_side import SIDES, side_by_side
 
@@ -71,24 +72,36 @@ def batch_losses(model: nn.Module, batch: Batch, task: TaskName) -> BatchLosses:
 def _probe_losses(probe: Probe, batch: Batch, task: TaskName) -> BatchLosses:
     """From the head alone, where the body's states are known."""
     states = probe.features.of(batch, lambda: _body_states(probe, batch, task))
-    if task == "instruct":
-        losses = scored_losses(probe.model, batch, states[0])
-        if losses is not None:
-            return BatchLosses(losses, batch.scored.nonzero()[:, 0], None)
+    if task == "instruct" and len(states) > 1:
+        head: Any = probe.model.get_output_embeddings()
+        hidden, *others = states
+        with torch.autocast(hidden.device.type, enabled=False):
+            losses = head.losses(hidden, batch.input_ids[batch.scored], others)
+        return BatchLosses(losses, batch.scored.nonzero()[:, 0], None)
+    with _told(probe, batch, task, states):
+        return batch_losses(probe.model, batch, task)
+
+
+@contextmanager
+def _told(probe: Probe, batch: Batch, task: TaskName, states: States) -> Iterator[None]:
+    """The model's body gives these states instead of computing any."""
     body: Any = probe.body
     body.forward = lambda *_, **__: _as_body(probe, batch, task, states)
     try:
-        return batch_losses(probe.model, batch, task)
+        yield
     finally:
         del body.forward
 
 
 @torch.no_grad()
 def _body_states(probe: Probe, batch: Batch, task: TaskName) -> States:
-    """What the head looks at: states before scored tokens, (scored, width); a causal classifier's last ones, (batch, width);
-    of an encoder all of them, (batch, time, width), and what its body has pooled."""
-    if task == "instruct" and (fast := scored_states(probe.model, batch)) is not None:
-        return (fast,)
+    """What the head looks at: states before scored tokens, (scored, width), with what the rest of the vocabulary is to them
+    where that is all that can be wanted; a causal classifier's last states, (batch, width); of an encoder all of them,
+    (batch, time, width), and what its body has pooled."""
+    if task == "instruct":
+        hidden, alone = _scored_states(probe, batch)
+        head = probe.model.get_output_embeddings()
+        return (hidden, *head.others(hidden, batch.input_ids[batch.scored])) if alone else (hidden,)
     outputs = _body_outputs(probe, batch, task)
     hidden = outputs.last_hidden_state
     where = _looked_at(probe.model, batch, task)
@@ -96,6 +109,22 @@ def _body_states(probe: Probe, batch: Batch, task: TaskName) -> States:
         return (hidden[where],)
     pooled = getattr(outputs, "pooler_output", None)
     return (hidden,) if pooled is None else (hidden, pooled)
+
+
+def _scored_states(probe: Probe, batch: Batch) -> tuple[torch.Tensor, bool]:
+    """(scored, width), and whether a VocabularyHead's logits of them are the model's, which may go on after its head."""
+    head = probe.model.get_output_embeddings()
+    known = isinstance(head, VocabularyHead)
+    if (fast := scored_states(probe.model, batch)) is not None:
+        return fast, known
+    hidden = _body_outputs(probe, batch, "instruct").last_hidden_state[_looked_at(probe.model, batch, "instruct")]
+    if not known:
+        return hidden, False
+    with _told(probe, batch, "instruct", (hidden,)), _head_at(probe.model, batch.scored):
+        logits = probe.model(**_inputs(probe.model, batch, "instruct")).logits
+    kind = hidden.device.type
+    computed = hidden.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else hidden
+    return (computed, True) if torch.equal(logits.float(), head(hidden).float()) else (hidden, False)
 
 
 def _body_outputs(probe: Probe, batch: Batch, task: TaskName) -> Any:

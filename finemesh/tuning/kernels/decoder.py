@@ -21,6 +21,7 @@ from finemesh.tuning.kernels.head import cross_entropy
 from finemesh.tuning.kernels.packing import Rows, common_start, rows_of
 from finemesh.tuning.kernels.pointwise import rms_norm, swiglu
 from finemesh.tuning.kernels.projections import project
+from finemesh.tuning.kernels.vocabulary import VocabularyHead
 
 SOFT = (PeftType.PROMPT_TUNING, PeftType.P_TUNING, PeftType.PREFIX_TUNING)
 FAMILIES = ("Llama", "Mistral", "Qwen2")  # decoders that differ in the biases of their projections only
@@ -100,6 +101,7 @@ def _as_built(causal: Any, family: str, time: int) -> bool:
     if type(decoder).__name__ != family + "Model" or decoder.gradient_checkpointing:
         return False
     head = causal.get_output_embeddings()
+    head = head.base if type(head) is VocabularyHead else head
     if type(head) is not nn.Linear or head.bias is not None:
         return False
     if head.weight.device.type not in ("cpu", "meta"):
@@ -122,8 +124,11 @@ def scored_losses(model: nn.Module, batch: Batch, states: torch.Tensor | None = 
         states = scored_states(model, batch)
     if way is None or states is None:
         return None
+    head, targets = way.model.get_output_embeddings(), batch.input_ids[batch.scored]
     with torch.autocast("cpu", enabled=False):
-        return cross_entropy(states, way.model.get_output_embeddings().weight, batch.input_ids[batch.scored])
+        if isinstance(head, VocabularyHead):
+            return head.losses(states, targets, head.others(states, targets))
+        return cross_entropy(states, head.weight, targets)
 
 
 def scored_states(model: nn.Module, batch: Batch) -> torch.Tensor | None:

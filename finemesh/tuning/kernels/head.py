@@ -2,6 +2,7 @@
 
 loss_i = -log softmax(W h_i)[t_i], and with p_i = softmax(W h_i) - onehot(t_i): dh_i = g_i W^T p_i, dW = sum_i g_i p_i h_i^T,
 where g_i is the gradient that reaches loss_i. A frozen head's dh_i / g_i is computed beside the loss, while p_i is at hand.
+Tokens without a row in W can be given as one more: the log of the sum of exp of their logits.
 
 In bfloat16 a frozen head's dh_i leaves out the tokens that no position of its chunk gives a share of NEGLIGIBLE (after
 Wijmans et al., arXiv 2411.09009): three quarters of the vocabulary, which change dh by a third of what rounding does (LOG.md).
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numba import prange
 from torch.autograd import Function
 
@@ -23,23 +25,29 @@ BLOCK = 512  # columns that one thread looks through
 
 
 @kernel
-def _surprise(logits: Any, targets: Any, losses: Any, normal: Any, in_place: bool) -> None:
-    """Each row's loss and log sum exp(logits); where `in_place`, the logits become softmax(logits) - onehot(target)."""
+def _surprise(logits: Any, targets: Any, others: Any, losses: Any, normal: Any, in_place: bool) -> None:
+    """Each row's loss and log sum exp(logits); where `in_place`, the logits become softmax(logits) - onehot(target).
+
+    others[i]: the logit of one more token, whose number is that of the columns; minus infinity where there is none.
+    """
     rows, vocabulary = logits.shape
     for i in prange(rows):
-        highest = highest_of(logits[i])
-        total = np.float32(0)
+        highest, other = highest_of(logits[i]), others[i]
+        if other > highest or other != other:
+            highest = other
+        total = exp(other - highest) if other != -np.inf else np.float32(0)
         for j in range(vocabulary):
             total += exp(wide(logits[i, j]) - highest)
         target = targets[i]
         normal[i] = np.log(total) + highest
-        losses[i] = normal[i] - wide(logits[i, target])
+        aim = wide(logits[i, target]) if target < vocabulary else other
+        losses[i] = normal[i] - aim
         if in_place:
             share = np.float32(1) / total
-            p_target = exp(wide(logits[i, target]) - highest) * share
             for j in range(vocabulary):
                 logits[i, j] = narrow(exp(wide(logits[i, j]) - highest) * share, logits)
-            logits[i, target] = narrow(p_target - np.float32(1), logits)
+            if target < vocabulary:
+                logits[i, target] = narrow(exp(aim - highest) * share - np.float32(1), logits)
 
 
 @kernel
@@ -67,12 +75,55 @@ def _errors(logits: Any, targets: Any, normal: Any, columns: Any, place: Any, er
         errors[i, place[target]] = narrow(exp(wide(logits[i, target]) - normal[i]) - np.float32(1), errors)
 
 
-def cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """hidden (scored, width), weight (vocab, width), targets (scored,) -> losses (scored,) float32, nats."""
+def cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor,
+                  others: torch.Tensor | None = None) -> torch.Tensor:
+    """hidden (scored, width), weight (vocab, width), targets (scored,) -> losses (scored,) float32, nats.
+
+    others (scored,) float32: log sum exp of the logits of the tokens that have no row in `weight`, as target number vocab.
+    """
+    if not on_processor(hidden):
+        return _plain(hidden, weight, targets, others)
     if not torch.is_grad_enabled():  # a Function sees only what could be asked for, and would keep every chunk for it
         hidden, weight = hidden.detach(), weight.detach()
-    losses: torch.Tensor = _CrossEntropy.apply(hidden, weight, targets)
+    losses: torch.Tensor = _CrossEntropy.apply(hidden, weight, targets, others)
     return losses
+
+
+@torch.no_grad()
+def log_sum_outside(hidden: torch.Tensor, weight: torch.Tensor, inside: torch.Tensor,
+                    targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the tokens that are not `inside`: log sum exp of their logits, and the loss among them of the targets that are one
+    of them (of others it means nothing). Both (scored,) float32; minus infinity and 0 where every token is inside."""
+    log_sum, losses = hidden.new_full((2, len(hidden)), 0, dtype=torch.float32)
+    if len(inside) == len(weight):
+        return log_sum.fill_(-math.inf), losses
+    weight = weight.to(hidden.dtype)
+    for start in range(0, len(hidden), CHUNK):
+        part = slice(start, start + CHUNK)
+        logits = (hidden[part] @ weight.t()).index_fill_(1, inside, -math.inf)
+        if on_processor(logits):
+            run(_surprise, logits, targets[part], _none(logits), losses[part], log_sum[part], False)
+        else:
+            log_sum[part] = logits.float().logsumexp(1)
+            losses[part] = log_sum[part] - logits.gather(1, targets[part, None])[:, 0]
+    return log_sum, losses
+
+
+def on_processor(tensor: torch.Tensor) -> bool:
+    """Where the compiled kernels run."""
+    return tensor.device.type == "cpu"
+
+
+def _plain(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, others: torch.Tensor | None) -> torch.Tensor:
+    logits = (hidden @ weight.t().to(hidden.dtype)).float()
+    if others is not None:
+        logits = torch.cat([logits, others[:, None]], 1)
+    return F.cross_entropy(logits, targets, reduction="none")
+
+
+def _none(logits: torch.Tensor) -> torch.Tensor:
+    """No other token, for each row."""
+    return torch.full((len(logits),), -math.inf)
 
 
 def _d_hidden(logits: torch.Tensor, targets: torch.Tensor, normal: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
@@ -82,7 +133,7 @@ def _d_hidden(logits: torch.Tensor, targets: torch.Tensor, normal: torch.Tensor,
     reached[targets] = 1
     columns = reached.nonzero()[:, 0]
     if 2 * len(columns) > len(head):  # as an untrained model finds them: copying would cost more than it saves
-        run(_surprise, logits, targets, torch.empty_like(normal), normal, True)
+        run(_surprise, logits, targets, _none(logits), torch.empty_like(normal), normal, True)
         return logits @ head
     errors = logits.new_empty(len(logits), len(columns))
     run(_errors, logits, targets, normal, columns, reached.cumsum(0) - 1, errors)
@@ -91,26 +142,33 @@ def _d_hidden(logits: torch.Tensor, targets: torch.Tensor, normal: torch.Tensor,
 
 class _CrossEntropy(Function):
     @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        needs_hidden, trained, _ = ctx.needs_input_grad
+    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor,
+                others: torch.Tensor | None) -> torch.Tensor:
+        needs_hidden, trained, *_ = ctx.needs_input_grad
         head = weight.to(hidden.dtype)
         losses, normal = torch.empty(len(hidden)), torch.empty(len(hidden))
+        beside = _none(hidden) if others is None else others.contiguous()
         d_hidden = torch.empty_like(hidden) if needs_hidden and not trained else None
-        selects = d_hidden is not None and hidden.dtype == torch.bfloat16
+        selects = d_hidden is not None and hidden.dtype == torch.bfloat16 and others is None
         kept = hidden.new_empty(len(hidden) if trained else min(CHUNK, len(hidden)), len(head))  # else each chunk's in turn
         for start in range(0, len(hidden), CHUNK):
             part = slice(start, start + CHUNK)
             logits = torch.mm(hidden[part], head.t(), out=kept[part] if trained else kept[:len(hidden) - start])
-            run(_surprise, logits, targets[part], losses[part], normal[part], (needs_hidden or trained) and not selects)
+            run(_surprise, logits, targets[part], beside[part], losses[part], normal[part],
+                (needs_hidden or trained) and not selects)
             if d_hidden is not None:
                 d_hidden[part] = _d_hidden(logits, targets[part], normal[part], head) if selects else logits @ head
-        ctx.save_for_backward(d_hidden, hidden, head, kept if trained else None)
+        p_others = None
+        if others is not None:
+            p_others = (others - normal).exp() - (targets == len(head)).float()
+        ctx.save_for_backward(d_hidden, hidden, head, kept if trained else None, p_others)
         return losses
 
     @staticmethod
     def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        d_hidden, hidden, head, errors = ctx.saved_tensors
+        d_hidden, hidden, head, errors, p_others = ctx.saved_tensors
+        d_others = None if p_others is None else p_others * g
         g = g.to(hidden.dtype)[:, None]
         if errors is None:
-            return None if d_hidden is None else d_hidden * g, None, None
-        return (errors @ head) * g if ctx.needs_input_grad[0] else None, (errors.t() @ (hidden * g)).float(), None
+            return None if d_hidden is None else d_hidden * g, None, None, d_others
+        return ((errors @ head) * g if ctx.needs_input_grad[0] else None, (errors.t() @ (hidden * g)).float(), None, d_others)

@@ -7,8 +7,9 @@ The defaults below suit a method that trains some parameters by AdamW; the other
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -35,7 +36,7 @@ PEFT_TASKS: dict[str, TaskType] = {
 class Context:
     """What a method may look at: never the validation or test rows, but for how long they are.
 
-    `refuses` may be shown a part of the training rows, and `shape` none.
+    `refuses` and `trainable` may be shown a part of the training rows, and `shape` none.
     """
 
     task: TaskName
@@ -47,6 +48,13 @@ class Context:
     seed: int
     longest: int = 0  # tokens of the longest row of all splits; for `refuses`
     features: Features = field(default_factory=Features)  # what the frozen model has computed of batches
+    every: Callable[[], Sequence[Encoded]] | None = None  # all training rows, where `encoded` is a part of them
+
+    @cached_property
+    def answer_tokens(self) -> list[int]:
+        """Those that training answers hold, ascending."""
+        rows = self.encoded if self.every is None else self.every()
+        return sorted({token for row in rows for token, scored in zip(row.input_ids, row.scored, strict=True) if scored})
 
 
 class Method:

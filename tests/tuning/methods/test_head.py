@@ -10,6 +10,8 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
     LongformerConfig,
     LongformerForSequenceClassification,
     MambaConfig,
@@ -101,6 +103,39 @@ def test_the_numbers_are_those_of_the_model_itself(kind: str, task: str) -> None
         torch.testing.assert_close(found[1][0], stock.detach())
 
 
+def test_of_the_vocabulary_the_answers_tokens_are_trained_and_all_others_together(tmp_path: Path) -> None:
+    """Also what is saved: a plain model, whose losses are those that were validated (contract test)."""
+    model, context = tiny.case("llama", "instruct")
+    answers = context.answer_tokens
+    assert 1 < len(answers) < tiny.VOCABULARY - 1
+    before = model.get_output_embeddings().weight.clone()
+    _, state = trial(model, context, tmp_path / "run")
+    [(_, own)] = state.items()
+    assert len(own) == len(answers) + 1
+    assert not torch.equal(own[:-1], before[answers])
+    assert own[-1].any()
+    tuned: Any = HEAD.prepare(model, POINT, context)
+    HEAD.load_state(tuned, state)
+    assert not tuned.model.config.tie_word_embeddings
+    HEAD.save(tuned, tmp_path / "adapter", "base")
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "adapter")
+    expected = before + own[-1]
+    expected[answers] = own[:-1]
+    assert torch.equal(saved.get_output_embeddings().weight, expected)
+    assert torch.equal(saved.get_input_embeddings().weight, before)  # tied before
+    assert torch.equal(HEAD.state(tuned)["model.lm_head.own.weight"], own)  # saving leaves it as it was
+
+
+@pytest.mark.parametrize(("kind", "known"), [("llama", 3), ("gpt2", 3), ("gemma2", 1)])
+def test_what_the_rest_of_the_vocabulary_weighs_is_known_where_logits_are_the_head_s(kind: str, known: int) -> None:
+    _, context = tiny.case("llama", "instruct")
+    model = gemma2() if kind == "gemma2" else tiny.causal(kind)
+    tuned: Any = HEAD.prepare(model, POINT, context)
+    batch = collate(list(context.encoded[:8]), 0)
+    batch_losses(tuned, batch, "instruct")
+    assert len(tuned.features.of(batch, lambda: pytest.fail("it is known"))) == known
+
+
 def test_dropout_is_the_classifier_s_own_and_no_other() -> None:
     model, context = tiny.case("bert", "classify")
     tuned: Any = HEAD.prepare(model, POINT, context)
@@ -122,15 +157,17 @@ def test_dropout_is_the_classifier_s_own_and_no_other() -> None:
     assert not HEAD.remove(tuned).training
 
 
-def test_what_stands_between_head_and_logits_is_the_model_s_own() -> None:
-    """Gemma 2 caps its logits after the head."""
-    from transformers import Gemma2Config, Gemma2ForCausalLM
-
+def gemma2() -> Any:
+    """It caps its logits after the head."""
     torch.manual_seed(0)
+    return Gemma2ForCausalLM(Gemma2Config(
+        **SIZES, num_attention_heads=4, num_key_value_heads=2, head_dim=8, final_logit_softcapping=0.05, pad_token_id=0,
+        )).requires_grad_(False).eval()
+
+
+def test_what_stands_between_head_and_logits_is_the_model_s_own() -> None:
     _, context = tiny.case("gemma", "instruct")
-    model = Gemma2ForCausalLM(Gemma2Config(
-        vocab_size=29, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, final_logit_softcapping=0.05, pad_token_id=0)).requires_grad_(False).eval()
+    model = gemma2()
     batch = collate(list(context.encoded[:8]), 0)
     plain = batch_losses(model, batch, "instruct").losses
     tuned = HEAD.prepare(model, POINT, context)
