@@ -1,11 +1,15 @@
-"""Cross-entropy of a vocabulary head, chunk by chunk: the logits of a chunk are gone before the next one's are there.
+"""Cross-entropy of a vocabulary head, part by part: the logits of a part are gone before the next one's are there.
 
 loss_i = -log softmax(W h_i)[t_i], and with p_i = softmax(W h_i) - onehot(t_i): dh_i = g_i W^T p_i, dW = sum_i g_i p_i h_i^T,
 where g_i is the gradient that reaches loss_i. A frozen head's dh_i / g_i is computed beside the loss, while p_i is at hand.
 Tokens without a row in W can be given as one more: the log of the sum of exp of their logits.
 
+A part is a tile of the vocabulary for all positions: its rows of W and its logits stay in the caches for both products, and
+the softmax goes on from tile to tile by its largest logit so far (Milakov & Gimelshein, arXiv 1805.02867).
+
 In bfloat16 a frozen head's dh_i leaves out the tokens that no position of its chunk gives a share of NEGLIGIBLE (after
 Wijmans et al., arXiv 2411.09009): three quarters of the vocabulary, which change dh by a third of what rounding does (LOG.md).
+There a part is a chunk of the positions for the whole vocabulary, as what is negligible is known at its end.
 """
 
 import math
@@ -22,6 +26,7 @@ from finemesh.tuning.kernels.compiled import exp, highest_of, kernel, narrow, ru
 CHUNK = 256  # positions
 NEGLIGIBLE = 2.0 ** -16  # probability, where a chunk has CHUNK positions; in one of fewer, which miss more, as much less
 BLOCK = 512  # columns that one thread looks through
+TILE = 1024  # tokens of the vocabulary
 
 
 @kernel
@@ -48,6 +53,35 @@ def _surprise(logits: Any, targets: Any, others: Any, losses: Any, normal: Any, 
                 logits[i, j] = narrow(exp(wide(logits[i, j]) - highest) * share, logits)
             if target < vocabulary:
                 logits[i, target] = narrow(exp(aim - highest) * share - np.float32(1), logits)
+
+
+@kernel
+def _go_on(logits: Any, targets: Any, first: int, highest: Any, total: Any, aim: Any, mean: Any) -> None:
+    """One tile more, of the tokens from `first` on: highest[i], the largest logit so far; total[i], the sum of exp(logit -
+    highest[i]); aim[i], the target's logit. The logits become exp(logit - highest), and `mean`, the sums of the rows of W by
+    those so far, follows a new highest; it may be of no lines."""
+    rows, width = logits.shape
+    for i in prange(rows):
+        line, before = logits[i], highest[i]
+        now = highest_of(line)
+        if before > now or before != before:
+            now = before
+        if now != before:
+            scale = exp(before - now) if before != -np.inf else np.float32(0)
+            total[i] *= scale
+            if len(mean):
+                for j in range(mean.shape[1]):
+                    mean[i, j] *= scale
+            highest[i] = now
+        target = targets[i] - first
+        if target >= 0 and target < width:
+            aim[i] = wide(line[target])
+        added = np.float32(0)
+        for j in range(width):
+            share = exp(wide(line[j]) - now)
+            added += share
+            line[j] = narrow(share, logits)
+        total[i] += added
 
 
 @kernel
@@ -79,7 +113,8 @@ def cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Ten
                   others: torch.Tensor | None = None) -> torch.Tensor:
     """hidden (scored, width), weight (vocab, width), targets (scored,) -> losses (scored,) float32, nats.
 
-    others (scored,) float32: log sum exp of the logits of the tokens that have no row in `weight`, as target number vocab.
+    others (scored,) float32: log sum exp of the logits of the tokens that have no row in `weight`, as target number vocab;
+    for weights that are trained.
     """
     if not on_processor(hidden):
         return _plain(hidden, weight, targets, others)
@@ -140,28 +175,51 @@ def _d_hidden(logits: torch.Tensor, targets: torch.Tensor, normal: torch.Tensor,
     return errors @ head[columns]
 
 
+def _by_tiles(hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor, others: torch.Tensor,
+              differentiated: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The losses, and in float32 what a frozen head's dh is."""
+    count, seen = len(hidden), others > -math.inf
+    highest, total, aim = others.clone(), seen.float(), others.clone()
+    mean = torch.zeros_like(hidden) if differentiated else hidden.new_empty(0, hidden.size(1))
+    memory = hidden.new_empty(count * TILE)
+    for first in range(0, len(head), TILE):
+        rows = head[first:first + TILE]
+        logits = torch.mm(hidden, rows.t(), out=memory[:count * len(rows)].view(count, len(rows)))
+        run(_go_on, logits, targets, first, highest, total, aim, mean)
+        if differentiated:
+            mean.addmm_(logits, rows)
+    losses = total.log() + highest - aim
+    return losses, mean.div_(total[:, None]).sub_(head[targets]) if differentiated else None
+
+
+def _by_chunks(hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same in bfloat16, where dh leaves out what is negligible."""
+    losses, normal, d_hidden = torch.empty(len(hidden)), torch.empty(len(hidden)), torch.empty_like(hidden)
+    memory = hidden.new_empty(min(CHUNK, len(hidden)), len(head))
+    for start in range(0, len(hidden), CHUNK):
+        part = slice(start, start + CHUNK)
+        logits = torch.mm(hidden[part], head.t(), out=memory[:len(hidden) - start])
+        run(_surprise, logits, targets[part], _none(logits), losses[part], normal[part], False)
+        d_hidden[part] = _d_hidden(logits, targets[part], normal[part], head)
+    return losses, d_hidden
+
+
 class _CrossEntropy(Function):
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor,
                 others: torch.Tensor | None) -> torch.Tensor:
         needs_hidden, trained, *_ = ctx.needs_input_grad
-        head = weight.to(hidden.dtype)
-        losses, normal = torch.empty(len(hidden)), torch.empty(len(hidden))
-        beside = _none(hidden) if others is None else others.contiguous()
-        d_hidden = torch.empty_like(hidden) if needs_hidden and not trained else None
-        selects = d_hidden is not None and hidden.dtype == torch.bfloat16 and others is None
-        kept = hidden.new_empty(len(hidden) if trained else min(CHUNK, len(hidden)), len(head))  # else each chunk's in turn
-        for start in range(0, len(hidden), CHUNK):
-            part = slice(start, start + CHUNK)
-            logits = torch.mm(hidden[part], head.t(), out=kept[part] if trained else kept[:len(hidden) - start])
-            run(_surprise, logits, targets[part], beside[part], losses[part], normal[part],
-                (needs_hidden or trained) and not selects)
-            if d_hidden is not None:
-                d_hidden[part] = _d_hidden(logits, targets[part], normal[part], head) if selects else logits @ head
-        p_others = None
-        if others is not None:
-            p_others = (others - normal).exp() - (targets == len(head)).float()
-        ctx.save_for_backward(d_hidden, hidden, head, kept if trained else None, p_others)
+        head, beside = weight.to(hidden.dtype), _none(hidden) if others is None else others
+        d_hidden = errors = p_others = None
+        if trained:
+            losses, normal, errors = torch.empty(len(hidden)), torch.empty(len(hidden)), hidden @ head.t()
+            run(_surprise, errors, targets, beside, losses, normal, True)
+            p_others = None if others is None else (others - normal).exp() - (targets == len(head)).float()
+        elif needs_hidden and hidden.dtype == torch.bfloat16:
+            losses, d_hidden = _by_chunks(hidden, head, targets)
+        else:
+            losses, d_hidden = _by_tiles(hidden, head, targets, beside, needs_hidden)
+        ctx.save_for_backward(d_hidden, hidden, head, errors, p_others)
         return losses
 
     @staticmethod

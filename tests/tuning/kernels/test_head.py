@@ -12,8 +12,9 @@ from finemesh.tuning.kernels.head import cross_entropy
 
 
 @pytest.mark.parametrize("trained", ["hidden", "weight", "both"])
-def test_losses_and_gradients(monkeypatch: pytest.MonkeyPatch, trained: str) -> None:
-    monkeypatch.setattr(head, "CHUNK", 4)
+@pytest.mark.parametrize("tile", [1, 4, 13, 20])
+def test_losses_and_gradients(monkeypatch: pytest.MonkeyPatch, trained: str, tile: int) -> None:
+    monkeypatch.setattr(head, "TILE", tile)
     torch.manual_seed(0)
     hidden = torch.randn(10, 8, requires_grad=trained != "weight")
     weight = torch.randn(13, 8, requires_grad=trained != "hidden")
@@ -24,6 +25,29 @@ def test_losses_and_gradients(monkeypatch: pytest.MonkeyPatch, trained: str) -> 
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(torch.autograd.grad((found * upstream).sum(), leaves),
                                torch.autograd.grad((expected * upstream).sum(), leaves))
+
+
+@pytest.mark.parametrize("order", [1, -1], ids=["rising", "falling"])
+def test_logits_that_no_exponential_holds(monkeypatch: pytest.MonkeyPatch, order: int) -> None:
+    """From -600 to 600, in either order: what a tile has added is scaled to what a later one finds."""
+    monkeypatch.setattr(head, "TILE", 4)
+    hidden = torch.tensor([[1.0, 0.5], [-1.0, 0.25]], requires_grad=True)
+    weight = torch.stack([order * torch.linspace(-600, 600, 13), torch.linspace(0, 1, 13)], 1)
+    targets = torch.tensor([12, 3])
+    expected = F.cross_entropy((hidden.double() @ weight.double().t()), targets, reduction="none").float()
+    found = cross_entropy(hidden, weight, targets)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.autograd.grad(found.sum(), hidden), torch.autograd.grad(expected.sum(), hidden))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("token", [0, 6, 12])
+def test_what_is_no_number_shows(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, token: int) -> None:
+    monkeypatch.setattr(head, "TILE", 4)
+    weight = torch.randn(13, 8)
+    weight[token] = float("nan")
+    with torch.no_grad():
+        assert cross_entropy(torch.randn(3, 8).to(dtype), weight.to(dtype), torch.tensor([1, 5, 11])).isnan().all()
 
 
 class Largest(TorchDispatchMode):
@@ -37,14 +61,14 @@ class Largest(TorchDispatchMode):
         return made
 
 
-@pytest.mark.parametrize(("learns", "chunks"), [(True, 5), (False, 1)])
+@pytest.mark.parametrize(("learns", "kept"), [(True, 20 * 64), (False, 20 * 4)])
 def test_logits_of_a_trained_head_are_kept_only_for_a_backward_pass(monkeypatch: pytest.MonkeyPatch, learns: bool,
-                                                                    chunks: int) -> None:
-    monkeypatch.setattr(head, "CHUNK", 4)
+                                                                    kept: int) -> None:
+    monkeypatch.setattr(head, "TILE", 4)
     weight = torch.randn(64, 8, requires_grad=True)
     with torch.set_grad_enabled(learns), Largest() as largest:
         cross_entropy(torch.randn(20, 8), weight, torch.randint(64, (20,)))
-    assert largest.entries == max(weight.numel(), chunks * 4 * 64)
+    assert largest.entries == max(weight.numel(), kept)
 
 
 def test_losses_of_bfloat16_states_are_not_rounded_to_bfloat16() -> None:

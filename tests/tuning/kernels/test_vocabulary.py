@@ -33,12 +33,15 @@ def gradients(head: VocabularyHead, losses: torch.Tensor) -> tuple[torch.Tensor,
 def test_losses_and_gradients_are_those_of_the_whole_vocabulary(monkeypatch: pytest.MonkeyPatch, tokens: torch.Tensor,
                                                                 bias: bool) -> None:
     monkeypatch.setattr(module, "CHUNK", 4)
+    monkeypatch.setattr(module, "TILE", 4)
     head, hidden = changed(tokens, bias), torch.randn(10, 8)
     logits = head(hidden)
     expected = F.cross_entropy(logits, TARGETS, reduction="none")
     found = head.losses(hidden, TARGETS, head.others(hidden, TARGETS))
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected)
+    with torch.no_grad():
+        torch.testing.assert_close(head.losses(hidden, TARGETS, head.others(hidden, TARGETS)), expected)
     torch.testing.assert_close(gradients(head, found), gradients(head, expected))
     torch.testing.assert_close(head.whole()(hidden), logits)
     assert [p.shape for p in head.whole().parameters()] == [p.shape for p in head.base.parameters()]
