@@ -7,6 +7,7 @@
     attention.py     causal attention as batched matrix products
     pointwise.py     RMSNorm, SwiGLU
     head.py          the cross-entropy of the vocabulary head at scored positions
+    vocabulary.py    a vocabulary head that trains the tokens of answers, and all others together
     decoder.py       the way through a model's modules; when it may be taken
 """
 
