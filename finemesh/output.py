@@ -1,7 +1,9 @@
 """Where a command's result goes, and how its end is told: standard output carries the result alone."""
 
+import codecs
 import contextlib
 import errno
+import io
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -27,7 +29,8 @@ class Output:
 
     def show(self, document: Any, printed: "Callable[[Any, Console], None] | None" = None) -> None:
         if self.as_json or printed is None:
-            print(json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False), file=self.stream)
+            escaped = codecs.lookup(self.stream.encoding or "utf-8").name != "utf-8"
+            print(json.dumps(document, ensure_ascii=escaped, indent=1, allow_nan=False), file=self.stream)
         else:
             from rich.console import Console
 
@@ -36,8 +39,13 @@ class Output:
 
 @contextlib.contextmanager
 def opened_output(as_json: bool) -> Iterator[Output]:
-    """Whatever else is printed while a command runs goes to standard error."""
+    """Whatever else is printed while a command runs goes to standard error.
+
+    What the result's encoding lacks is written as an escape (a German terminal of before UTF-8, an English answer's quotes).
+    """
     output = Output(sys.stdout, as_json)
+    if isinstance(output.stream, io.TextIOWrapper):
+        output.stream.reconfigure(errors="backslashreplace")
     with contextlib.redirect_stdout(sys.stderr):
         yield output
 

@@ -39,7 +39,7 @@ FAMILIES = (LLAMA, GPT2, BERT)
 
 def architecture(model: nn.Module) -> Architecture | None:
     """The family whose blocks every layer of the model has; None where there is no such family."""
-    layers = model.config.get_text_config().num_hidden_layers if isinstance(model, PreTrainedModel) else None
+    layers = getattr(model.config.get_text_config(), "num_hidden_layers", None) if isinstance(model, PreTrainedModel) else None
     part = text_part(model)
     names = {name.replace(".base_layer", "") for name, _ in model.named_modules()}  # adapters of PEFT may be in place
     for family in (each.within(part) for each in FAMILIES):

@@ -1,12 +1,15 @@
 """Methods that touch the layers, on families with sliding windows and on a model that also sees."""
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
 from transformers import (
+    CanineConfig,
+    CanineForSequenceClassification,
     Gemma2Config,
     Gemma2ForCausalLM,
     Gemma3Config,
@@ -14,6 +17,10 @@ from transformers import (
     Gemma3ForConditionalGeneration,
     Gemma3ForSequenceClassification,
     Gemma3TextConfig,
+    IBertConfig,
+    IBertForSequenceClassification,
+    PerceiverConfig,
+    PerceiverForSequenceClassification,
     PreTrainedModel,
     Qwen3Config,
     Qwen3ForCausalLM,
@@ -77,6 +84,45 @@ def test_a_method_trains_and_is_taken_back(name: str, kind: str, tmp_path: Path)
         fresh = model_of(kind)[0]
         loaded = method.load(fresh, tmp_path / "adapter")
     assert evaluate(loaded, rows, task, 0).row_losses == pytest.approx(together.row_losses, abs=1e-5)
+
+
+def odd(kind: str) -> PreTrainedModel:
+    """Encoders that read no words' vectors, or have no plain linear layers."""
+    torch.manual_seed(0)
+    sizes = {key: value for key, value in SIZES.items() if key not in ("num_key_value_heads", "head_dim")}
+    model: PreTrainedModel = {
+        "canine": lambda: CanineForSequenceClassification(CanineConfig(
+            **{key: value for key, value in sizes.items() if key != "vocab_size"}, num_hash_buckets=64)),
+        "ibert": lambda: IBertForSequenceClassification(IBertConfig(**sizes)),
+        "perceiver": lambda: PerceiverForSequenceClassification(PerceiverConfig(
+            vocab_size=tiny.VOCABULARY, d_model=32, d_latents=32, num_latents=8, num_self_attends_per_block=1, num_blocks=1,
+            num_self_attention_heads=4, num_cross_attention_heads=4, max_position_embeddings=128)),
+    }[kind]()
+    return model.requires_grad_(False).eval()
+
+
+@pytest.mark.parametrize("kind", ["canine", "ibert", "perceiver"])
+@pytest.mark.parametrize("name", METHODS)
+def test_an_odd_encoder_is_tuned_or_refused_with_the_reason(name: str, kind: str, tmp_path: Path) -> None:
+    method, model = METHODS[name], odd(kind)
+    _, context = tiny.case("bert", "classify")
+    rows = [replace(row, input_ids=row.input_ids * 6, scored=row.scored * 6, token_type_ids=None)
+            for row in context.encoded]  # as long as Canine's strides want them
+    context = replace(context, encoded=rows)
+    point = {key: SMALL.get(key, value) for key, value in method.reference.items()}
+    if reason := method.unfit(model, "classify") or method.refuses(model, point, context):
+        assert any(word in reason for word in (type(model).__name__, "classify", "the rank may be at most 1"))
+        assert name != "full"
+        return
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    tuned = method.prepare(model, point, context)
+    fine_tune(tuned, method, point, rows, Plan("classify", 1, 1, 8, 0, 0), Accelerator(cpu=True), lambda: 0.0, tmp_path)
+    expected = evaluate(tuned, rows, "classify", 0).row_losses
+    method.save(tuned, tmp_path / "adapter", "base")
+    base = method.remove(tuned)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in base.state_dict().items())
+    loaded = method.load(odd(kind), tmp_path / "adapter")
+    assert evaluate(loaded, rows, "classify", 0).row_losses == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["seeing gemma3", "seeing gemma3 classifier"])

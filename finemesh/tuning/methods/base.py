@@ -214,6 +214,9 @@ class PromptMethod(PeftMethod):
         if model.config.model_type == "longformer":
             return (f"{type(model).__name__} finds by its tokens where to look, and vectors are none; "
                     "lora takes any linear layers")
+        if not _reads_words(model):
+            return (f"{type(model).__name__} has no plain table of words' vectors, and others come before those; "
+                    "full fits any model")
         return super().unfit(model, task)
 
     def refuses(self, model: PreTrainedModel, point: Point, context: Context) -> str | None:
@@ -241,6 +244,14 @@ class PromptMethod(PeftMethod):
         assert isinstance(tuned, PeftModel)
         model: Any = tuned.get_base_model()
         return as_it_was(model, frozen_heads(model))
+
+
+def _reads_words(model: PreTrainedModel) -> bool:
+    """By an embedding that gives a vector a token: Canine hashes characters, I-BERT's gives two tensors, Perceiver has none."""
+    try:
+        return isinstance(model.get_input_embeddings(), nn.Embedding)
+    except NotImplementedError:
+        return False
 
 
 def cut(row: Encoded, room: int, task: TaskName) -> Encoded:

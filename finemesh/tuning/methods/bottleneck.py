@@ -12,6 +12,7 @@ from finemesh.hyperparameter import choice, integer, real
 from finemesh.tuning.architecture import architecture
 from finemesh.tuning.bottleneck import BOTTLENECK, VARIANTS, BottleneckConfig, places
 from finemesh.tuning.methods.base import PEFT_TASKS, AdapterMethod, Context, Point, new_parameters
+from finemesh.tuning.methods.targets import linear_layers
 from finemesh.tuning.models import TaskName
 
 
@@ -32,9 +33,9 @@ class Bottleneck(AdapterMethod):
     starts_at_base = True
 
     def unfit(self, model: PreTrainedModel, task: TaskName) -> str | None:
-        if architecture(model) is None:
+        if architecture(model) is None or not linear_layers(model, "all"):
             return (f"the attention and feed-forward blocks of {type(model).__name__} are not known, so adapters find no "
-                    "place; lora takes any linear layers")
+                    "place; lora takes any linear layers, full fits any model")
         return super().unfit(model, task)
 
     def refuses(self, model: PreTrainedModel, point: Point, context: Context) -> str | None:

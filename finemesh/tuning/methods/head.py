@@ -63,7 +63,8 @@ class Head(Method):
         else:
             trained = copy.deepcopy(frozen).float().requires_grad_(True)
         model.set_submodule(name, trained)
-        object.__setattr__(model, "frozen_head", (frozen, model.config.tie_word_embeddings))  # not a submodule
+        tied = getattr(model.config, "tie_word_embeddings", False)
+        object.__setattr__(model, "frozen_head", (frozen, tied))  # not a submodule
         model.config.tie_word_embeddings = False
         return Probe(model, context.features)
 

@@ -17,6 +17,7 @@ from finemesh.tuning.architecture import anywhere, architecture, text_part
 from finemesh.tuning.heads import HEADS, new_layers
 from finemesh.tuning.methods.base import PEFT_TASKS, AdapterMethod, Context, Point, new_parameters
 from finemesh.tuning.methods.targets import linear_layers
+from finemesh.tuning.models import TaskName
 
 REFERENCE_RANK = 8
 MAMBA = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")  # PEFT refuses their out_proj
@@ -40,6 +41,11 @@ class Lora(AdapterMethod):
     peft_type = "LORA"
     gguf = True
     starts_at_base = True
+
+    def unfit(self, model: PreTrainedModel, task: TaskName) -> str | None:
+        if not linear_layers(model, "all"):
+            return f"lora finds no linear layers in {type(model).__name__}; full fits any model"
+        return super().unfit(model, task)
 
     def refuses(self, model: PreTrainedModel, point: Point, context: Context) -> str | None:
         if point["layers"] != "all" and architecture(model) is None:

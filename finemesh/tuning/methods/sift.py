@@ -58,7 +58,7 @@ class Sift(Method):
 
     def unfit(self, model: PreTrainedModel, task: str) -> str | None:
         if not linear_layers(model, "all"):
-            return f"sift finds no linear layers in {type(model).__name__}"
+            return f"sift finds no linear layers in {type(model).__name__}; full fits any model"
         return None
 
     def refuses(self, model: PreTrainedModel, point: Point, context: Context) -> str | None:
