@@ -1,8 +1,8 @@
 """What a worker's second trial of the method head costs beside its first, which computes the frozen model's features; in the
 environment that workers have.
 
-For sst2 (MiniLM-L6 as a classifier; FINEMESH_DATA, by default ../shared/data) and for the demo's data (SmolLM2-135M, whose
-head is the vocabulary's: 28 million parameters that every step trains, whatever the features cost).
+For sst2 (MiniLM-L6 as a classifier; FINEMESH_DATA, by default ../shared/data) and for the demo's data (SmolLM2-135M, of whose
+vocabulary head the rows of the answers' tokens are trained, and one increment for all others).
 
     python benchmarks/head.py [--quick] [--steps 100] [--json]
 """

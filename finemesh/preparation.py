@@ -22,7 +22,7 @@ from finemesh.search.executors.ray import on_a_node
 from finemesh.search.space import Space
 from finemesh.search.transfer import Known, known_points, read_known, write_known
 from finemesh.trial import HIGHER_IS_BETTER, SCORES, read_json, write_json
-from finemesh.tuning.data.batches import Encoded, encode_all
+from finemesh.tuning.data.batches import encode_all, scored_tokens
 from finemesh.tuning.data.split import NAMES, Splits, read_splits
 from finemesh.tuning.kernels.decoder import FAMILIES, way_through
 from finemesh.tuning.machine import describe_machine, usable_cores
@@ -111,12 +111,13 @@ class _Fit:
         pairs, longest = (encode_all(some, tokenizer, length, splits.task, labels=splits.labels)[0]
                           for some in (splits.train[:LOOKED_AT], long))
 
-        def all_rows() -> list[Encoded]:
-            return [row for _, row in encode_all(splits.train, tokenizer, length, splits.task, labels=splits.labels)[0]]
+        def answers() -> list[int]:
+            every, _ = encode_all(splits.train, tokenizer, length, splits.task, labels=splits.labels)
+            return scored_tokens([row for _, row in every])
 
         return _Fit(model, Context(splits.task, tokenizer, [example for example, _ in pairs], [row for _, row in pairs],
                                    length, context_length(model.config), config.search.seed,
-                                   max(len(row.input_ids) for _, row in longest), every=all_rows))
+                                   max(len(row.input_ids) for _, row in longest), answers=answers))
 
     def reason(self, method: str) -> str | None:
         """Why the method does not fit at all: for its kind, or because even its smallest settings are too much."""

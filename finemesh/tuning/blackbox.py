@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from finemesh.constraints import Infeasible, check, judged
 from finemesh.disk import permit
 from finemesh.trial import Job, Outcome, write_outcome
-from finemesh.tuning.data.batches import Encoded, encode, question
+from finemesh.tuning.data.batches import Encoded, encode, question, scored_tokens
 from finemesh.tuning.data.examples import Dialogue
 from finemesh.tuning.data.split import read_split
 from finemesh.tuning.evaluation.generation import answers
@@ -86,6 +86,10 @@ class Blackbox:
     def longest(self) -> int:
         """Tokens of the longest row of all splits."""
         return max(len(row.input_ids) for split in (self.train, self.validation, self.test) for row in split.rows)
+
+    @cached_property
+    def answer_tokens(self) -> list[int]:
+        return scored_tokens(self.train.rows)
 
     @cached_property
     def exact_model(self) -> PreTrainedModel:
@@ -212,13 +216,14 @@ class Blackbox:
         metrics = {**evaluation.metrics, **method.counts(tuned)}
         method.save(tuned, job.folder / "adapter", self.task.source.public_name)
         permit(job.folder / "adapter", like=job.folder / "curve.jsonl")
+        peak = max(progress.peak_memory_mb, memory.peak_mb())  # saving a whole model takes a copy of it
         whole = job.steps >= self.task.steps or not method.trains
         return replace(
             base, state="complete" if whole else "pruned", validation_loss=evaluation.loss, metrics=metrics,
             preparation_seconds=numbers["preparation_seconds"],
             steps=max(job.steps, self.task.steps) if whole else job.steps,
             scored_tokens=evaluation.scored_tokens, trained_tokens=progress.trained_tokens,
-            seconds=round(progress.seconds, 3), peak_memory_mb=round(progress.peak_memory_mb, 1),
+            seconds=round(progress.seconds, 3), peak_memory_mb=round(peak, 1),
             trainable_parameters=trainable, adapter_mb=round(_size(job.folder / "adapter") / MB, 3),
         )
 
@@ -255,7 +260,7 @@ class Blackbox:
         """What methods may look at."""
         return Context(self.task.task, self.tokenizer, self.train.examples, self.train.rows, self.task.max_length,
                        context_length((self._model or self.exact_model).config), seed, self.longest,
-                       self._features)
+                       self._features, lambda: self.answer_tokens)
 
     def shown(self) -> Context:
         """The context without training rows, in which a saved adapter shapes its input."""

@@ -114,6 +114,11 @@ def _encode_text(example: Labelled, tokenizer: PreTrainedTokenizerBase, max_leng
     return replace(row, label=labels.index(str(example.label)) if task == "classify" else float(example.label))
 
 
+def scored_tokens(rows: Sequence[Encoded]) -> list[int]:
+    """The vocabulary of what is scored, ascending."""
+    return sorted({token for row in rows for token, scored in zip(row.input_ids, row.scored, strict=True) if scored})
+
+
 def scored_a_row(rows: Sequence[Encoded], task: Task) -> float:
     """How many losses a row has on average: its scored tokens, or one."""
     return sum(sum(row.scored) for row in rows) / len(rows) if task == "instruct" else 1.0

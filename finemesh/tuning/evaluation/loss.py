@@ -124,7 +124,8 @@ def _scored_states(probe: Probe, batch: Batch) -> tuple[torch.Tensor, bool]:
         logits = probe.model(**_inputs(probe.model, batch, "instruct")).logits
     kind = hidden.device.type
     computed = hidden.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else hidden
-    return (computed, True) if torch.equal(logits.float(), head(hidden).float()) else (hidden, False)
+    alone = torch.allclose(logits.float(), head(hidden).float(), rtol=0, atol=0, equal_nan=True)
+    return (computed, True) if alone else (hidden, False)
 
 
 def _body_outputs(probe: Probe, batch: Batch, task: TaskName) -> Any:

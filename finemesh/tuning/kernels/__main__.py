@@ -30,7 +30,10 @@ def main() -> None:
             assert losses is not None
             losses.sum().backward()
         states = torch.randn(4, 16, dtype=computing, requires_grad=True)
-        cross_entropy(states, torch.randn(8, 16, dtype=computing), torch.arange(4)).sum().backward()
+        head, targets = torch.randn(8, 16, dtype=computing), torch.arange(4)
+        cross_entropy(states, head, targets).sum().backward()
+        with torch.no_grad():
+            cross_entropy(states, head, targets)
         tokens = Tokens(states.detach())
         Entries(torch.tensor([3], dtype=torch.int32), (16, 16)).gradient(tokens, tokens)
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
+from torch.nn.utils import skip_init
 
 from finemesh.tuning.kernels.head import cross_entropy, log_sum_outside
 
@@ -45,9 +46,10 @@ class VocabularyHead(nn.Module):
     @torch.no_grad()
     def whole(self) -> nn.Linear:
         """A plain layer in float32 that computes the same."""
-        made = nn.Linear(self.base.in_features, self.base.out_features, self.base.bias is not None, self.base.weight.device)
+        made = skip_init(nn.Linear, self.base.in_features, self.base.out_features, bias=self.base.bias is not None,
+                         device=self.base.weight.device, dtype=torch.float32)
         for parameter, mine, frozen in zip(made.parameters(), self.own.parameters(), self.base.parameters(), strict=True):
-            parameter.copy_(frozen + mine[-1])
+            parameter.copy_(frozen).add_(mine[-1])
             parameter[self.tokens] = mine[:-1]
         return made
 

@@ -20,7 +20,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from finemesh.hyperparameter import Hyperparameters
-from finemesh.tuning.data.batches import Encoded
+from finemesh.tuning.data.batches import Encoded, scored_tokens
 from finemesh.tuning.data.examples import Example
 from finemesh.tuning.features import Features
 from finemesh.tuning.heads import HEADS, new_layers
@@ -48,13 +48,12 @@ class Context:
     seed: int
     longest: int = 0  # tokens of the longest row of all splits; for `refuses`
     features: Features = field(default_factory=Features)  # what the frozen model has computed of batches
-    every: Callable[[], Sequence[Encoded]] | None = None  # all training rows, where `encoded` is a part of them
+    answers: Callable[[], list[int]] | None = None  # gives `answer_tokens` where `encoded` is a part, or they are known
 
     @cached_property
     def answer_tokens(self) -> list[int]:
         """Those that training answers hold, ascending."""
-        rows = self.encoded if self.every is None else self.every()
-        return sorted({token for row in rows for token, scored in zip(row.input_ids, row.scored, strict=True) if scored})
+        return self.answers() if self.answers else scored_tokens(self.encoded)
 
 
 class Method:

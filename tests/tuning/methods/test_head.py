@@ -136,6 +136,16 @@ def test_what_the_rest_of_the_vocabulary_weighs_is_known_where_logits_are_the_he
     assert len(tuned.features.of(batch, lambda: pytest.fail("it is known"))) == known
 
 
+def test_what_a_diverged_head_leaves_is_what_another_would_have() -> None:
+    model, context = tiny.case("gpt2", "instruct")
+    batch = collate(list(context.encoded[:8]), 0)
+    tuned: Any = HEAD.prepare(model, POINT, context)
+    with torch.no_grad():
+        HEAD.state(tuned)["model.lm_head.own.weight"].fill_(float("nan"))
+    assert batch_losses(tuned, batch, "instruct").losses.isnan().all()
+    assert len(context.features.of(batch, lambda: pytest.fail("it is known"))) == 3
+
+
 def test_dropout_is_the_classifier_s_own_and_no_other() -> None:
     model, context = tiny.case("bert", "classify")
     tuned: Any = HEAD.prepare(model, POINT, context)
