@@ -61,6 +61,18 @@ def test_an_outcome_is_whole_and_written(box, tmp_path):
     assert [line["step"] for line in lines] == [0, 1, 2, 3, 4]
 
 
+def test_the_peak_holds_what_saving_takes(box, tmp_path, monkeypatch):
+    """As a head's whole model, of which a copy is made."""
+    save = METHODS["lora"].save
+
+    def heavy(*arguments):
+        torch.ones(75_000_000).sum()  # 300 MB
+        save(*arguments)
+
+    monkeypatch.setattr(METHODS["lora"], "save", heavy)
+    assert box.tune(job(tmp_path)).peak_memory_mb > 290
+
+
 def test_the_same_job_gives_the_same_loss_whatever_ran_before(box, tmp_path):
     first = box.tune(job(tmp_path / "a"))
     box.tune(job(tmp_path / "b", method="full", hyperparameters={"learning_rate": 1e-2, "weight_decay": 0.0}))
