@@ -1,5 +1,4 @@
-"""A pretrained model and its tokenizer from a hub name, a folder, a .gguf file or an installed package (package:NAME).
-"""
+"""A pretrained model and its tokenizer from a hub name, a folder, a .gguf file or an installed package (package:NAME)."""
 
 import importlib.util
 import json

@@ -249,7 +249,7 @@ def _reads_words(model: PreTrainedModel) -> bool:
     """By an embedding that gives a vector a token: Canine hashes characters, I-BERT's gives two tensors, Perceiver has none."""
     try:
         return isinstance(model.get_input_embeddings(), nn.Embedding)
-    except NotImplementedError:
+    except NotImplementedError:  # how transformers says that it knows no table
         return False
 
 
