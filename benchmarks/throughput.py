@@ -50,7 +50,7 @@ def judge(folder: Path) -> dict[str, Any]:
     import torch
     from contenders import MODEL, rows_in
 
-    from finemesh.tuning.evaluation.loss import evaluate
+    from finemesh.tuning.evaluation.evaluation import evaluate
     from finemesh.tuning.methods import METHODS
     from finemesh.tuning.models import find_model, load_model
 

@@ -35,6 +35,11 @@ def permit(folder: Path, like: Path) -> None:
                 file.chmod(like.stat().st_mode)
 
 
+def size(folder: Path) -> int:
+    """Bytes of its files; 0 where there is none."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
 @contextmanager
 def full_disk(path: Path) -> Iterator[None]:
     """Says which disk is full, where writing below `path` finds it so."""

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 from filelock import FileLock, Timeout
 
-from finemesh.disk import full_disk, write_text
+from finemesh.disk import full_disk, size, write_text
 from finemesh.errors import InputError
 from finemesh.trial import Outcome, read_json, read_outcome, write_json
 from finemesh.yaml_lines import read_yaml, write_yaml
@@ -76,8 +76,7 @@ class RunFolder:
 
     def lighten(self, folder: Path) -> None:
         """Removes what a run in `folder` saved, where it is a whole model: `finemesh tune RUN --trial N` makes it again."""
-        files = [file for file in (folder / "adapter").rglob("*") if file.is_file()]
-        if sum(file.stat().st_size for file in files) > HEAVY_MB * 1e6:
+        if size(folder / "adapter") > HEAVY_MB * 1e6:
             shutil.rmtree(folder / "adapter", ignore_errors=True)
 
     def hand_on(self, number: int, successor: int) -> None:

@@ -20,13 +20,14 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from finemesh.constraints import Infeasible, check, judged
-from finemesh.disk import permit
+from finemesh.disk import permit, size
+from finemesh.errors import first_line
 from finemesh.trial import Job, Outcome, write_outcome
-from finemesh.tuning.data.batches import Encoded, encode, question, scored_tokens
+from finemesh.tuning.data.batches import Encoded, encode, question
 from finemesh.tuning.data.examples import Dialogue
 from finemesh.tuning.data.split import read_split
+from finemesh.tuning.evaluation.evaluation import Evaluation, evaluate
 from finemesh.tuning.evaluation.generation import answers
-from finemesh.tuning.evaluation.loss import Evaluation, evaluate
 from finemesh.tuning.evaluation.rival import Rival, read_rival, write_rows
 from finemesh.tuning.evaluation.split import Split
 from finemesh.tuning.features import Features
@@ -88,10 +89,6 @@ class Blackbox:
         return max(len(row.input_ids) for split in (self.train, self.validation, self.test) for row in split.rows)
 
     @cached_property
-    def answer_tokens(self) -> list[int]:
-        return scored_tokens(self.train.rows)
-
-    @cached_property
     def exact_model(self) -> PreTrainedModel:
         """The base model in float32, for the losses of the report."""
         return self._load(torch.float32)
@@ -112,8 +109,7 @@ class Blackbox:
             outcome = replace(base, error=str(reason))
         except Exception as error:
             state = "infeasible" if _out_of_memory(error) else "failed"
-            message = str(error).strip().split("\n")[0]
-            outcome = replace(base, state=state, error=f"{type(error).__name__}: {message}")  # type: ignore[arg-type]
+            outcome = replace(base, state=state, error=f"{type(error).__name__}: {first_line(error)}")  # type: ignore[arg-type]
             with open(job.folder / "log.txt", "a", encoding="utf-8") as log:
                 traceback.print_exc(file=log)
         if not outcome.seconds:
@@ -224,7 +220,7 @@ class Blackbox:
             steps=max(job.steps, self.task.steps) if whole else job.steps,
             scored_tokens=evaluation.scored_tokens, trained_tokens=progress.trained_tokens,
             seconds=round(progress.seconds, 3), peak_memory_mb=round(peak, 1),
-            trainable_parameters=trainable, adapter_mb=round(_size(job.folder / "adapter") / MB, 3),
+            trainable_parameters=trainable, adapter_mb=round(size(job.folder / "adapter") / MB, 3),
         )
 
     def _compared(self, tuned: nn.Module, rows: Sequence[Encoded], job: Job, step: int) -> Evaluation:
@@ -260,7 +256,7 @@ class Blackbox:
         """What methods may look at."""
         return Context(self.task.task, self.tokenizer, self.train.examples, self.train.rows, self.task.max_length,
                        context_length((self._model or self.exact_model).config), seed, self.longest,
-                       self._features, lambda: self.answer_tokens)
+                       self._features, lambda: self.train.scored_tokens)
 
     def shown(self) -> Context:
         """The context without training rows, in which a saved adapter shapes its input."""
@@ -297,7 +293,3 @@ class ScoredTokensDiffer(Exception):
 
 def _out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
-
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from finemesh.trial import Hurdle, Job
-from finemesh.tuning.evaluation.loss import Evaluation
+from finemesh.tuning.evaluation.evaluation import Evaluation
 from finemesh.tuning.training import CurveLine
 
 

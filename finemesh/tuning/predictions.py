@@ -10,8 +10,8 @@ from finemesh.errors import InputError
 from finemesh.tuning.blackbox import Blackbox
 from finemesh.tuning.data.batches import encode, question
 from finemesh.tuning.data.examples import Dialogue, Example
+from finemesh.tuning.evaluation.evaluation import predict_outputs
 from finemesh.tuning.evaluation.generation import answers
-from finemesh.tuning.evaluation.loss import predict_outputs
 from finemesh.tuning.methods import METHODS
 from finemesh.tuning.models import quieten
 from finemesh.tuning.task import Task

@@ -28,7 +28,8 @@ from transformers import (
 
 from finemesh.tuning.architecture import text_part
 from finemesh.tuning.data.batches import collate
-from finemesh.tuning.evaluation.loss import batch_losses, evaluate
+from finemesh.tuning.evaluation.evaluation import evaluate
+from finemesh.tuning.evaluation.loss import batch_losses
 from finemesh.tuning.methods import METHODS
 from finemesh.tuning.training import Plan, fine_tune
 from tests import tiny

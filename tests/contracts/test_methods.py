@@ -15,8 +15,8 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, MixtralConfig, MixtralForCausalLM
 
 from finemesh.tuning.data.batches import Encoded
+from finemesh.tuning.evaluation.evaluation import evaluate, predict_outputs
 from finemesh.tuning.evaluation.generation import answers
-from finemesh.tuning.evaluation.loss import evaluate, predict_outputs
 from finemesh.tuning.kernels.sparse import SparseLinear
 from finemesh.tuning.methods import METHODS, Context, Method
 from finemesh.tuning.methods.base import AdapterMethod

@@ -10,8 +10,8 @@ from accelerate import Accelerator
 
 from finemesh.tuning import gradients
 from finemesh.tuning.data.batches import Encoded
-from finemesh.tuning.evaluation import loss as evaluation
-from finemesh.tuning.evaluation.loss import evaluate
+from finemesh.tuning.evaluation import evaluation
+from finemesh.tuning.evaluation.evaluation import evaluate
 from finemesh.tuning.gradients import Gradients
 from finemesh.tuning.kernels import common_share, runs_in_threads
 from finemesh.tuning.kernels.compiled import thread_safe

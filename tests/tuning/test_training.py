@@ -10,7 +10,8 @@ from accelerate import Accelerator
 
 from finemesh.tuning import training
 from finemesh.tuning.data.batches import collate
-from finemesh.tuning.evaluation.loss import batch_losses, evaluate, evaluation_batches
+from finemesh.tuning.evaluation.evaluation import evaluate, evaluation_batches
+from finemesh.tuning.evaluation.loss import batch_losses
 from finemesh.tuning.methods import METHODS
 from finemesh.tuning.schedule import Schedule
 from finemesh.tuning.training import Diverged, Plan, fine_tune, whole_seconds

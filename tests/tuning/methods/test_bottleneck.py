@@ -13,7 +13,7 @@ from torch import nn
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from finemesh.tuning.bottleneck import VARIANTS, BottleneckConfig
-from finemesh.tuning.evaluation.loss import evaluate
+from finemesh.tuning.evaluation.evaluation import evaluate
 from finemesh.tuning.methods import METHODS
 from tests import tiny
 

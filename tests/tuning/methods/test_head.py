@@ -20,7 +20,8 @@ from transformers import (
 
 from finemesh.tuning import features as module
 from finemesh.tuning.data.batches import collate
-from finemesh.tuning.evaluation.loss import batch_losses, evaluate
+from finemesh.tuning.evaluation.evaluation import evaluate
+from finemesh.tuning.evaluation.loss import batch_losses
 from finemesh.tuning.features import Features, Probe
 from finemesh.tuning.kernels import decoder
 from finemesh.tuning.methods import METHODS

@@ -12,8 +12,8 @@ from finemesh.tuning.data.batches import encode, question, token_ids
 from finemesh.tuning.data.demonstrations import Demonstrations, asked
 from finemesh.tuning.data.examples import Dialogue, Turn
 from finemesh.tuning.data.hard_prompt import HardPrompt
+from finemesh.tuning.evaluation.evaluation import evaluate
 from finemesh.tuning.evaluation.generation import answers
-from finemesh.tuning.evaluation.loss import evaluate
 from finemesh.tuning.kernels.packing import common_start
 from finemesh.tuning.methods import METHODS, Context
 from tests import tiny

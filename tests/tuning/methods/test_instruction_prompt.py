@@ -4,7 +4,7 @@ import pytest
 import torch
 from peft import PeftModel
 
-from finemesh.tuning.evaluation.loss import evaluate
+from finemesh.tuning.evaluation.evaluation import evaluate
 from finemesh.tuning.methods import METHODS
 from tests import tiny
 from tests.tuning.methods.test_in_context import context_of, targets, text, told

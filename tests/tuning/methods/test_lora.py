@@ -11,7 +11,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import DebertaV2Config, DebertaV2ForSequenceClassification, MixtralConfig, MixtralForCausalLM
 
-from finemesh.tuning.evaluation.loss import evaluate
+from finemesh.tuning.evaluation.evaluation import evaluate
 from finemesh.tuning.methods import METHODS
 from tests import tiny
 

@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from finemesh.tuning.data.batches import Encoded, collate, question
+from finemesh.tuning.evaluation.evaluation import evaluate
 from finemesh.tuning.evaluation.generation import answers
-from finemesh.tuning.evaluation.loss import batch_losses, evaluate
+from finemesh.tuning.evaluation.loss import batch_losses
 from finemesh.tuning.methods import METHODS, Context
 from finemesh.tuning.methods.placement import FIRST, placed, pseudo_tokens
 from finemesh.tuning.training import Plan, fine_tune

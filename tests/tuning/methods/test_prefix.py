@@ -20,8 +20,9 @@ from transformers import (
 )
 
 from finemesh.tuning.data.batches import Encoded, collate, question
+from finemesh.tuning.evaluation.evaluation import evaluate
 from finemesh.tuning.evaluation.generation import answers
-from finemesh.tuning.evaluation.loss import batch_losses, evaluate
+from finemesh.tuning.evaluation.loss import batch_losses
 from finemesh.tuning.methods import METHODS
 from finemesh.tuning.methods.prefix import key_values
 from finemesh.tuning.methods.prompt import text_tokens

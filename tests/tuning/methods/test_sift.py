@@ -11,7 +11,8 @@ from peft import PeftModel
 from torch import nn
 
 from finemesh.tuning.data.batches import collate, training_batches
-from finemesh.tuning.evaluation.loss import batch_losses, evaluate
+from finemesh.tuning.evaluation.evaluation import evaluate
+from finemesh.tuning.evaluation.loss import batch_losses
 from finemesh.tuning.heads import new_layers
 from finemesh.tuning.kernels.sparse import SparseLinear
 from finemesh.tuning.methods import METHODS, Context
