@@ -58,17 +58,17 @@ def _surprise(logits: Any, targets: Any, others: Any, losses: Any, normal: Any, 
 @kernel
 def _go_on(logits: Any, targets: Any, first: int, highest: Any, total: Any, aim: Any, mean: Any) -> None:
     """One tile more, of the tokens from `first` on: highest[i], the largest logit so far; total[i], the sum of exp(logit -
-    highest[i]); aim[i], the target's logit. The logits become exp(logit - highest), and `mean`, the sums of the rows of W by
-    those so far, follows a new highest; it may be of no lines."""
+    highest[i]); aim[i], the target's logit. `mean`, the sums of the rows of W by those so far, follows a new
+    highest, and the logits become exp(logit - highest); not where it is of no lines."""
     rows, width = logits.shape
     for i in prange(rows):
         line, before = logits[i], highest[i]
         now = highest_of(line)
         if before > now or before != before:
             now = before
+        scale = np.float32(1)
         if now != before:
             scale = exp(before - now) if before != -np.inf else np.float32(0)
-            total[i] *= scale
             if len(mean):
                 for j in range(mean.shape[1]):
                     mean[i, j] *= scale
@@ -78,10 +78,11 @@ def _go_on(logits: Any, targets: Any, first: int, highest: Any, total: Any, aim:
             aim[i] = wide(line[target])
         added = np.float32(0)
         for j in range(width):
-            share = exp(wide(line[j]) - now)
-            added += share
-            line[j] = narrow(share, logits)
-        total[i] += added
+            added += exp(wide(line[j]) - now)
+        if len(mean):
+            for j in range(width):
+                line[j] = narrow(exp(wide(line[j]) - now), logits)
+        total[i] = total[i] * scale + added
 
 
 @kernel
