@@ -114,14 +114,12 @@ def _as_built(causal: Any, family: str, time: int) -> bool:
     return not any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in causal.modules())
 
 
-def scored_losses(model: nn.Module, batch: Batch, states: torch.Tensor | None = None) -> torch.Tensor | None:
+def scored_losses(model: nn.Module, batch: Batch) -> torch.Tensor | None:
     """The losses of the batch's scored tokens, (scored,) float32 nats in the order of `batch.scored`.
 
-    From `scored_states`, which may be given. None where the model must be asked itself.
+    None where the model must be asked itself.
     """
-    way = way_through(model, batch.input_ids.size(1))
-    if states is None:
-        states = scored_states(model, batch)
+    way, states = way_through(model, batch.input_ids.size(1)), scored_states(model, batch)
     if way is None or states is None:
         return None
     head, targets = way.model.get_output_embeddings(), batch.input_ids[batch.scored]
