@@ -2,7 +2,8 @@
 
 Kernels see float32 arrays as they are and bfloat16 ones as their bits (uint16): `wide` reads, `narrow` writes either; sums are
 in float32. A kernel is compiled at its first call, which the machine remembers, and runs on the threads that torch uses.
-Nothing may be assumed finite: a loss that is no number has to show.
+Nothing may be assumed finite: a loss that is no number has to show. A sum is taken in a loop that writes nothing: where it was
+not, the process that compiled a kernel had another last digit than those that found it compiled (LOG.md).
 """
 
 from collections.abc import Callable
